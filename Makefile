@@ -1,0 +1,43 @@
+# `make` prints this list. Everything runs in .venv, made from constraints.txt.
+PYTHON ?= python3.11
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix serve proto bench mini clean
+
+help: ## print this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## create .venv and install everything, pinned by constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --build-constraint constraints.txt --editable '.[cli,server,dev]' \
+	  || $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev]'
+	@touch $@
+
+test: check ## run every check and test (what CI runs)
+	$(BIN)/python -m pytest
+
+check: setup ## lint, types, import layers, proto checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.proto.check
+
+fix: setup ## apply the formatters and the linter's fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd proto && ../$(BIN)/buf format -w
+
+serve: setup ## serve mini on port 50051
+	$(BIN)/kleinserve serve
+
+demo: setup ## serve mini, generate and edit with previews, leave PNGs in demo/
+	$(BIN)/python -m client.demo
+
+proto: setup ## regenerate the committed Python stubs
+	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
+
+clean: ## remove what the targets above made
+	rm -rf .venv demo
