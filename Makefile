@@ -11,8 +11,7 @@ setup: .venv/.installed ## create .venv and install everything, pinned by constr
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --build-constraint constraints.txt --editable '.[cli,server,dev]' \
-	  || $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev]'
 	@touch $@
 
 test: check ## run every check and test (what CI runs)
