@@ -82,6 +82,14 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A reference as the model sees it: RGBA for a 4-channel VAE, else RGB. `digest` identifies its content."""
+
+    pixels: Pixels
+    digest: bytes
+
+
+@dataclass(frozen=True)
 class Output:
     """How the final image is encoded. `quality` 0: JPEG 90, WebP lossless."""
 
@@ -107,15 +115,44 @@ class PreviewOptions:
         return step == steps or step % self.every_n_steps == 0
 
 
+class Variant(Enum):
+    """What a checkpoint does with guidance: distilled has none, base runs classifier-free guidance as two sequences."""
+
+    DISTILLED = "distilled"
+    BASE = "base"
+    GUIDANCE_EMBEDDED = "guidance-embedded"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the loaded checkpoint says of itself; nothing here is a constant of any one model."""
+
+    name: str
+    variant: Variant
+    default_size: Size
+    default_steps: int
+    default_guidance_scale: float
+    prompt_tokens_max: int
+    latent_channels: int
+    has_native_alpha: bool
+    device: str
+    dtype: str
+
+    @property
+    def alpha_methods(self) -> tuple[AlphaMethod, ...]:
+        cut_out = (AlphaMethod.NATIVE,) if self.has_native_alpha else (AlphaMethod.DIFFERENCE, AlphaMethod.KEY)
+        return (AlphaMethod.OPAQUE, *cut_out)
+
+
 @dataclass(frozen=True)
 class Request:
-    """One validated request with every default resolved. `references` are encoded bytes, order as asked."""
+    """One validated request with every default resolved; `references` in the order asked."""
 
     request_id: str
     operation: Operation
     prompt: str
-    references: tuple[bytes, ...]
-    size: Size | None  # None: an edit's first reference decides, as the model sees it
+    references: tuple[Reference, ...]
+    size: Size
     seed: int
     steps: int
     guidance_scale: float
@@ -125,8 +162,12 @@ class Request:
     client_tag: str = ""
 
     @property
-    def request_bytes(self) -> int:
-        return len(self.prompt.encode()) + sum(map(len, self.references))
+    def reference_sizes(self) -> tuple[Size, ...]:
+        return tuple(reference.pixels.size for reference in self.references)
+
+    @property
+    def is_transparent(self) -> bool:
+        return self.output.background is Background.TRANSPARENT
 
 
 @dataclass(frozen=True)
@@ -151,6 +192,23 @@ class Timings:
     denoise: float = 0.0
     decode: float = 0.0
     encode: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """Announces the final file. `sha256` is 32 raw bytes."""
+
+    format: ImageFormat
+    size: Size
+    alpha_method: AlphaMethod
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class ImageChunk:
+    offset: int
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -219,4 +277,4 @@ class Completed:
     previews_skipped: int
 
 
-Event = Accepted | Queued | Started | Progress | Preview | EncodedImage | Completed
+Event = Accepted | Queued | Started | Progress | Preview | ImageHeader | ImageChunk | Completed

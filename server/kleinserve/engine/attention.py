@@ -1,0 +1,112 @@
+"""Attention of many requests packed side by side: processors for the stock blocks. Knows sequences, not images.
+
+A packed pass has batch size 1 and two token orders. Stream order is what the double blocks compute in: every
+sequence's text, then every sequence's image tokens. Sequence order is what attention and the single blocks compute in:
+the text and image of sequence 0, then of sequence 1, and so on.
+"""
+
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each sequence's tokens lie.
+
+    lengths: tokens per sequence, text and image. order[i]: stream position of sequence position i. inverse: back.
+    ends: int32 [sequences + 1], cumulative lengths, for varlen_attn.
+    """
+
+    lengths: tuple[int, ...]
+    order: Tensor
+    inverse: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, text_lengths: list[int], image_lengths: list[int], device: torch.device) -> "Packing":
+        text_starts = [0, *accumulate(text_lengths)]
+        image_starts = [text_starts[-1] + n for n in (0, *accumulate(image_lengths))]
+        parts = []
+        for i, (text, image) in enumerate(zip(text_lengths, image_lengths, strict=True)):
+            parts.append(torch.arange(text_starts[i], text_starts[i] + text))
+            parts.append(torch.arange(image_starts[i], image_starts[i] + image))
+        order = torch.cat(parts)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order))
+        lengths = tuple(t + i for t, i in zip(text_lengths, image_lengths, strict=True))
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return cls(lengths, order.to(device), inverse.to(device), ends.to(device))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+    """Attention within each sequence. [1, T, heads, head channels] in sequence order, in and out."""
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = max(packing.lengths)
+        out = varlen_attn(query[0], key[0], value[0], packing.ends, packing.ends, longest, longest)
+        assert isinstance(out, Tensor)
+        return out[None]
+    parts, start = [], 0
+    for length, run in groupby(packing.lengths):  # neighbours of one length share a call
+        count = len(list(run))
+        shape = (count, length, query.shape[2], query.shape[3])
+        stop = start + count * length
+        q, k, v = (x[0, start:stop].view(shape).transpose(1, 2) for x in (query, key, value))
+        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+
+
+class PackedDoubleProcessor:
+    """Attention of a double block: in and out in stream order, attended in sequence order."""
+
+    def __call__(
+        self,
+        attn: Flux2Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        packing: Packing,
+    ) -> tuple[Tensor, Tensor]:
+        image = [f(hidden_states).unflatten(-1, (-1, attn.head_dim)) for f in (attn.to_q, attn.to_k, attn.to_v)]
+        text = [
+            f(encoder_hidden_states).unflatten(-1, (-1, attn.head_dim))
+            for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        ]
+        query = torch.cat([attn.norm_added_q(text[0]), attn.norm_q(image[0])], dim=1)[:, packing.order]
+        key = torch.cat([attn.norm_added_k(text[1]), attn.norm_k(image[1])], dim=1)[:, packing.order]
+        value = torch.cat([text[2], image[2]], dim=1)[:, packing.order]
+        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        out = attend(query, key, value, packing).flatten(2, 3)[:, packing.inverse]
+        text_out, image_out = out.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
+        return attn.to_out[1](attn.to_out[0](image_out)), attn.to_add_out(text_out)
+
+
+class PackedSingleProcessor:
+    """Attention and feed-forward of a single block: everything in sequence order."""
+
+    def __call__(
+        self,
+        attn: Flux2ParallelSelfAttention,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        image_rotary_emb: tuple[Tensor, Tensor],
+        packing: Packing,
+    ) -> Tensor:
+        projected = attn.to_qkv_mlp_proj(hidden_states)
+        qkv, feed = projected.split([3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor], dim=-1)
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))
+        query = apply_rotary_emb(attn.norm_q(query), image_rotary_emb, sequence_dim=1)
+        key = apply_rotary_emb(attn.norm_k(key), image_rotary_emb, sequence_dim=1)
+        out = attend(query, key, value, packing).flatten(2, 3)
+        joined: Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(feed)], dim=-1))
+        return joined

@@ -1,0 +1,270 @@
+"""The engine: drawings in, pixels out, one step at a time. Knows no queue, no deadline, no caller.
+
+Everything but `tokenize` runs on one thread, the scheduler's.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from kleinserve.config import Config
+from kleinserve.core import AlphaMethod, ModelFacts, Pixels, Reference, Request, Size, Variant
+from kleinserve.engine import alpha, checkpoint, memory, preview, schedule
+from kleinserve.engine.denoise import Denoiser, Row, noise
+from kleinserve.engine.references import ReferenceEncoder
+from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
+from kleinserve.engine.vae import Vae
+from kleinserve.errors import AlphaUnavailable
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished picture and how its alpha came to be."""
+
+    pixels: Pixels
+    alpha_method: AlphaMethod
+
+
+@dataclass(eq=False)
+class Drawing:
+    """One request's picture in the making. `difference` alpha takes two passes: on white, then edited to black."""
+
+    request: Request
+    prompt: Tokens
+    passes: int
+    row: Row | None = None
+    on_white: alpha.Picture | None = None
+    steps_done: int = 0
+    text_seconds: float = 0.0
+    references_seconds: float = 0.0
+    prompt_hit: bool | None = None
+    reference_hits: list[bool] = field(default_factory=list)
+
+    @property
+    def total_steps(self) -> int:
+        return self.request.steps * self.passes
+
+    @property
+    def is_denoised(self) -> bool:
+        """Whether the present pass has no steps left."""
+        return self.row is not None and self.row.is_done
+
+
+class Engine:
+    """A loaded checkpoint. Raises: UnusableCheckpoint where it cannot be loaded or does not fit."""
+
+    def __init__(self, layout: checkpoint.Layout, config: Config):
+        torch.set_num_threads(config.torch_threads)
+        self.plan = memory.plan(layout, config.device, config.dtype, config.memory)
+        modules = checkpoint.load(layout, self.plan.dtype)
+        device, self._is_offloaded = self.plan.device, self.plan.is_offloaded
+        modules.transformer.to(device)
+        if not self._is_offloaded:
+            modules.text_encoder.to(device)
+            modules.vae.to(device)
+        self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
+        self._decode_pixels_max = config.decode_pixels_max
+        self._transparent_phrase = layout.transparent_phrase
+        self._denoiser = Denoiser(modules.transformer)
+        self._vae = Vae(modules.vae, device, config.decode_pixels_max)
+        limit = layout.prompt_tokens_limit or min(checkpoint.PROMPT_TOKENS_MAX, modules.tokenizer.model_max_length)
+        is_mistral = layout.text_encoder_class == "Mistral3ForConditionalGeneration"
+        tokenizer = Tokenizer(modules.tokenizer, limit, is_mistral=is_mistral)
+        self._text = TextEncoder(
+            modules.text_encoder,
+            modules.transformer.context_embedder,
+            tokenizer,
+            layout.text_layers,
+            config.prompt_cache_bytes_max,
+            device,
+        )
+        self._references = ReferenceEncoder(self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max)
+        with memory.lent(modules.vae, device, self._is_offloaded):
+            self._preview = preview.fit(self._vae)
+        self.facts = self._facts(layout, modules, limit)
+
+    def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
+        embedded = modules.transformer.config.guidance_embeds
+        variant = Variant.DISTILLED if layout.is_distilled else Variant.GUIDANCE_EMBEDDED if embedded else Variant.BASE
+        edge = modules.vae.config.sample_size
+        width, height = edge if isinstance(edge, (list, tuple)) else (edge, edge)
+        return ModelFacts(
+            name=layout.name,
+            variant=variant,
+            default_size=Size(int(width), int(height)),
+            default_steps=4 if layout.is_distilled else 50,
+            default_guidance_scale=1.0 if layout.is_distilled else 4.0,
+            prompt_tokens_max=prompt_tokens_max,
+            latent_channels=self._vae.latent_channels,
+            has_native_alpha=self._vae.channels == 4,
+            device=str(self._device),
+            dtype=str(self.plan.dtype).removeprefix("torch."),
+        )
+
+    def drawing(self, request: Request) -> Drawing:
+        """What `begin` starts: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
+        prompt, passes = request.prompt, 1
+        if request.is_transparent and self.facts.has_native_alpha:
+            if "transparent" not in prompt.lower():
+                prompt = f"{prompt.rstrip(' .,')} {self._transparent_phrase}"
+        elif request.is_transparent:
+            prompt, passes = prompt.rstrip(" .,") + alpha.ON_WHITE, 2
+        return Drawing(request, self._text.tokenizer.tokenize(prompt), passes)
+
+    def begin(self, drawings: Sequence[Drawing]) -> None:
+        """Give every drawing its first row: prompts encoded together, references one by one, both from their caches."""
+        contexts = self._contexts([(drawing, drawing.prompt) for drawing in drawings])
+        for drawing in drawings:
+            drawing.row = self._row(drawing, drawing.prompt, drawing.request.references, contexts)
+
+    def _contexts(self, prompts: list[tuple[Drawing, Tokens]]) -> dict[tuple[int, ...], torch.Tensor]:
+        """The projected context of every prompt, by its token ids; what the cache lacks is encoded in one pass."""
+        started = time.perf_counter()
+        wanted = [prompt for _, prompt in prompts]
+        if any(self._needs_empty(drawing.request) for drawing, _ in prompts):
+            wanted.append(self._empty())
+        contexts = {p.ids: context for p in wanted if (context := self._text.cached(p)) is not None}
+        missing = list({p.ids: p for p in wanted if p.ids not in contexts}.values())
+        for drawing, prompt in prompts:
+            drawing.prompt_hit = prompt.ids in contexts
+        if missing:
+            with memory.lent(self._text.module, self._device, self._is_offloaded):
+                encoded = self._text.encode(missing)
+            contexts |= dict(zip((p.ids for p in missing), encoded, strict=True))
+        for drawing, _ in prompts:
+            drawing.text_seconds += time.perf_counter() - started
+        return contexts
+
+    def _row(
+        self,
+        drawing: Drawing,
+        prompt: Tokens,
+        references: Sequence[Reference],
+        contexts: dict[tuple[int, ...], torch.Tensor],
+    ) -> Row:
+        request = drawing.request
+        started = time.perf_counter()
+        drawing.reference_hits = [self._references.is_cached(r) for r in references]
+        with memory.lent(self._vae.module, self._device, self._is_offloaded and not all(drawing.reference_hits)):
+            tokens = [self._references.encode(reference) for reference in references]
+        drawing.references_seconds += time.perf_counter() - started
+        sequences = [prompt, self._empty()] if self._needs_empty(request) else [prompt]
+        width = self._denoiser.transformer.inner_dim
+        nothing = torch.empty(0, width, dtype=self._denoiser.dtype, device=self._device)
+        return Row(
+            size=request.size,
+            latents=noise(request.size, self._vae.latent_channels, request.seed).to(self._device),
+            references=torch.cat(tokens) if tokens else nothing,
+            reference_sizes=tuple(r.pixels.size for r in references),
+            contexts=tuple(contexts[p.ids] for p in sequences),
+            sigmas=schedule.sigmas(self._scheduler, request.size.tokens, request.steps, self._mu_policy),
+            guidance_scale=request.guidance_scale,
+        )
+
+    def _empty(self) -> Tokens:
+        return self._text.tokenizer.tokenize("")
+
+    def _needs_empty(self, request: Request) -> bool:
+        # As the stock pipeline: classifier-free guidance only above 1.
+        return self.facts.variant is Variant.BASE and request.guidance_scale > 1
+
+    def tokens(self, drawing: Drawing) -> int:
+        """Tokens the drawing adds to a step, begun or not."""
+        request = drawing.request
+        own = self.facts.prompt_tokens_max + request.size.tokens
+        own += sum(reference.pixels.size.tokens for reference in request.references)
+        return own * (2 if self._needs_empty(request) else 1)
+
+    def step(self, drawings: Sequence[Drawing]) -> None:
+        """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
+        self._denoiser.step([drawing.row for drawing in drawings if drawing.row is not None])
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the one sync of a step: what follows reads its results
+        for drawing in drawings:
+            drawing.steps_done += 1
+
+    def preview(self, drawing: Drawing) -> Pixels:
+        """The last step's estimate as a picture, an eighth of the size; RGBA where the model has alpha."""
+        assert drawing.row is not None
+        assert drawing.row.estimate is not None
+        return alpha.quantise(_unit(self._preview.draw(drawing.row.estimate, drawing.request.size)[None])[0])
+
+    def latent(self, drawing: Drawing) -> bytes:
+        """The last step's estimate, float16 little endian, channels × H/16 × W/16."""
+        assert drawing.row is not None
+        assert drawing.row.estimate is not None
+        return bytes(drawing.row.estimate.T.contiguous().cpu().numpy().astype("<f2").tobytes())
+
+    def decode(self, drawings: Sequence[Drawing], *, tiled: bool = False) -> list[alpha.Picture]:
+        """The denoised latents as pictures [H, W, channels] in 0..1, those of one size in one call."""
+        by_size: dict[Size, list[int]] = defaultdict(list)
+        for i, drawing in enumerate(drawings):
+            by_size[drawing.request.size].append(i)
+        pictures: dict[int, alpha.Picture] = {}
+        with memory.lent(self._vae.module, self._device, self._is_offloaded):
+            for size, indices in by_size.items():
+                at_once = max(1, self._decode_pixels_max // size.pixels)
+                for start in range(0, len(indices), at_once):
+                    group = indices[start : start + at_once]
+                    rows = [row for i in group if (row := drawings[i].row) is not None]
+                    decoded = self._vae.decode([row.latents for row in rows], size, tiled=tiled)
+                    pictures |= dict(zip(group, _unit(decoded), strict=True))
+        return [pictures[i] for i in range(len(drawings))]
+
+    def resolve(self, drawing: Drawing, picture: alpha.Picture) -> Result | None:
+        """The final pixels of a decoded picture, or None: another pass has begun.
+
+        Raises: AlphaUnavailable where a cut-out was asked and no background was found.
+        """
+        if picture.shape[-1] == 4:
+            if not drawing.request.is_transparent:
+                return Result(alpha.quantise(alpha.composite_on_white(picture)), AlphaMethod.OPAQUE)
+            return _cut_out(picture if alpha.has_background(picture[..., 3]) else None, AlphaMethod.NATIVE)
+        if not drawing.request.is_transparent:
+            return Result(alpha.quantise(picture), AlphaMethod.OPAQUE)
+        if drawing.on_white is None:
+            drawing.on_white = picture
+            self._edit_to_black(drawing, picture)
+            return None
+        cut = alpha.difference(drawing.on_white, picture)
+        if cut is not None:
+            return _cut_out(cut, AlphaMethod.DIFFERENCE)
+        return _cut_out(alpha.key(drawing.on_white), AlphaMethod.KEY)
+
+    def _edit_to_black(self, drawing: Drawing, picture: alpha.Picture) -> None:
+        prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
+        reference = Reference(alpha.quantise(picture), b"on white " + drawing.request.request_id.encode())
+        drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
+
+    def warm_up(self, request: Request) -> None:
+        """Make one real picture, from prompt to pixels. Raises what a request would."""
+        drawing = self.drawing(request)
+        self.begin([drawing])
+        while not drawing.is_denoised:
+            self.step([drawing])
+            self.preview(drawing)
+        picture = self.decode([drawing])[0]
+        assert np.isfinite(picture).all(), "the warm-up picture is not finite"
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Accelerator memory: used, peak and total bytes; on the CPU, the process's share of the machine's."""
+        if self._device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self._device)
+            return {"used": total - free, "peak": torch.cuda.max_memory_reserved(self._device), "total": total}
+        return memory.process_bytes()
+
+
+def _unit(pictures: torch.Tensor) -> alpha.Picture:
+    """[B, channels, H, W] in −1..1 -> [B, H, W, channels] in 0..1."""
+    unit: alpha.Picture = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return unit
+
+
+def _cut_out(picture: alpha.Picture | None, method: AlphaMethod) -> Result:
+    if picture is None:
+        raise AlphaUnavailable("no background was found to make transparent; ask for a plain background")
+    return Result(alpha.quantise(picture), method)

@@ -1,0 +1,90 @@
+"""Where the weights live: device, dtype, and whether text encoder and VAE stay on the device between uses."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from kleinserve.engine.checkpoint import Layout, skeleton
+from kleinserve.errors import UnusableCheckpoint
+
+GIB = 1024**3
+_WORK_BYTES = int(1.5 * GIB)  # activations of one 1024² step and decode in bfloat16
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choice and, for the log, why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    is_offloaded: bool
+    reason: str
+
+
+def plan(layout: Layout, device: str, dtype: str, memory: str) -> Plan:
+    """Choose device, dtype and memory mode, honouring what is asked.
+
+    offload: only the transformer stays on the device; text encoder and VAE come when they are used.
+    Raises: UnusableCheckpoint, one line with the amounts, where it does not fit or a choice cannot be honoured.
+    """
+    chosen = _device(device)
+    if chosen.type == "cpu" and memory == "offload":
+        raise UnusableCheckpoint("memory offload needs an accelerator to offload from; the device is cpu")
+    free = torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else psutil.virtual_memory().available
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in skeleton(layout).items()}
+    work = _WORK_BYTES if sum(counts.values()) > 1e9 else 0  # a small model's activations are as small as it
+    dtypes = [dtype] if dtype != "auto" else (["bfloat16"] if chosen.type == "cuda" else ["float32", "bfloat16"])
+    modes = [memory] if memory != "auto" else (["resident", "offload"] if chosen.type == "cuda" else ["resident"])
+    tried = []
+    for name in dtypes:
+        for mode in modes:
+            needed = _bytes(counts, _DTYPES[name].itemsize, mode) + work
+            tried.append(f"{mode} in {name} needs {needed / GIB:.1f} GiB")
+            if needed <= free:
+                reason = f"{tried[-1]}, {free / GIB:.1f} GiB free on {chosen}"
+                return Plan(chosen, _DTYPES[name], mode == "offload", reason)
+    raise UnusableCheckpoint(f"{layout.name} does not fit: {', '.join(tried)}; {free / GIB:.1f} GiB free on {chosen}")
+
+
+def _bytes(counts: dict[str, int], itemsize: int, mode: str) -> int:
+    others = [count for name, count in counts.items() if name != "transformer"]
+    return (counts["transformer"] + (max(others) if mode == "offload" else sum(others))) * itemsize
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UnusableCheckpoint(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise UnusableCheckpoint(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
+    if chosen.type == "cuda" and (not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()):
+        raise UnusableCheckpoint(f"device {device!r} is not there: {torch.cuda.device_count()} CUDA devices")
+    return chosen
+
+
+@contextmanager
+def lent(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> Iterator[None]:
+    """Hold `module` on the device for the block; put it back where it is offloaded, whatever happens."""
+    if not is_offloaded:
+        yield
+        return
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to("cpu")
+
+
+def process_bytes() -> dict[str, int]:
+    """This process's resident memory now and at its peak, and the machine's total, in bytes."""
+    used = psutil.Process().memory_info().rss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    return {"used": used, "peak": max(used, peak), "total": psutil.virtual_memory().total}
