@@ -26,7 +26,18 @@ if _version_not_supported:
 
 
 class ImageServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Makes images. Both image RPCs stream one event type, in one order:
+    accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
+
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
+    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
+    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
+    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+
+    Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
+    QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
+    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,34 +73,55 @@ class ImageServiceStub:
 
 
 class ImageServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Makes images. Both image RPCs stream one event type, in one order:
+    accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
+
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
+    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
+    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
+    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+
+    Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
+    QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
+    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    """
 
     def Generate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Edit(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Text and 1 to 4 reference images to image. Errors: INVALID_FIELD, REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED,
+        REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The caller's own running or kept job, found by its key. The stream has the job's request id and its own sequence;
+        it begins with accepted, then the present state; past previews are not repeated. Errors: INVALID_FIELD,
+        UNKNOWN_KEY (NOT_FOUND), RESULT_GONE (FAILED_PRECONDITION), and what ends the job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends the caller's own running job and forgets a kept one; either frees its key. Its readers get CANCELLED.
+        Errors: INVALID_FIELD, UNKNOWN_KEY (NOT_FOUND).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCapabilities(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What this server and its model do: defaults, limits, formats and price. Constant while the server runs.
+        Errors: NOT_READY until the model is loaded.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -131,7 +163,18 @@ def add_ImageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ImageService:
-    """Missing associated documentation comment in .proto file."""
+    """Makes images. Both image RPCs stream one event type, in one order:
+    accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
+
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
+    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
+    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
+    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+
+    Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
+    QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
+    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    """
 
     @staticmethod
     def Generate(request,

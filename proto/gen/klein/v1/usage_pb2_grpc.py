@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class UsageServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Tells callers what they used: a caller its own, an admin everyone's.
+
+    Either RPC may also fail with UNAUTHENTICATED, PERMISSION_DENIED, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo),
+    NOT_IMPLEMENTED (UNIMPLEMENTED: this server keeps no records) and INTERNAL.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -47,16 +51,23 @@ class UsageServiceStub:
 
 
 class UsageServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Tells callers what they used: a caller its own, an admin everyone's.
+
+    Either RPC may also fail with UNAUTHENTICATED, PERMISSION_DENIED, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo),
+    NOT_IMPLEMENTED (UNIMPLEMENTED: this server keeps no records) and INTERNAL.
+    """
 
     def GetUsage(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Totals by caller and operation. Errors: INVALID_FIELD, and the service's.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsageRecords(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One record for each finished request, also cancelled and failed ones, oldest first. Errors: INVALID_FIELD, and the
+        service's.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -83,7 +94,11 @@ def add_UsageServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UsageService:
-    """Missing associated documentation comment in .proto file."""
+    """Tells callers what they used: a caller its own, an admin everyone's.
+
+    Either RPC may also fail with UNAUTHENTICATED, PERMISSION_DENIED, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo),
+    NOT_IMPLEMENTED (UNIMPLEMENTED: this server keeps no records) and INTERNAL.
+    """
 
     @staticmethod
     def GetUsage(request,
