@@ -1,0 +1,37 @@
+"""Which examples are drawn how often, and which are kept for scoring. Knows the kinds, not how they look."""
+
+import zlib
+from random import Random
+
+from training import captions, edits
+from training.requests import Example
+
+ALONE = {"generate": 0.72, "pair": 0.28}
+ONE = {"colour": 1.0, "background": 0.7, "cutout": 0.6, "shape": 1.3, "move": 1.0, "size": 1.0}
+TWO = {"beside": 0.75, "transfer": 0.25}
+MAKERS = {
+    "generate": captions.generate,
+    "pair": captions.pair,
+    "beside": edits.beside,
+    "transfer": edits.transfer,
+    **edits.EDITS,
+}
+
+
+def is_held_out(one: Example) -> bool:
+    """True of every eighth describing prompt; an edit's words are few, so there the pictures are what is new."""
+    return not one.references and zlib.crc32(one.prompt.lower().encode()) % 8 == 0
+
+
+def example(
+    random: Random, references: int, size_px: tuple[int, int], kind: str | None = None, held_out: bool = False
+) -> Example:
+    """One example with that many references, of a given kind or of the usual mixture."""
+    if references > 2:
+        return edits.grid(random, size_px, references)
+    weights = (ALONE, ONE, TWO)[references]
+    kind = kind or random.choices(list(weights), list(weights.values()))[0]
+    while True:
+        one = MAKERS[kind](random, size_px)
+        if one.references or is_held_out(one) == held_out:
+            return one
