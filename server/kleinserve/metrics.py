@@ -1,0 +1,168 @@
+"""Every metric of the server, by the contract's names. Owns prometheus_client; knows nothing of what it counts.
+
+Where one thing that happens changes several metrics, a method says it; the others are set through their objects.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from kleinserve.core import Operation, Priority, Usage
+
+ANONYMOUS = "anonymous"  # the caller where there is no authentication
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # 4096: one image of 1024²
+
+GO_CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # the others are their name in camel case
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the `_created` gauges beside each counter
+
+
+class Begun(Protocol):
+    """What a request's beginning took; hits are of the caches, `prompt_hit` None where no prompt was read."""
+
+    @property
+    def prompt_hit(self) -> bool | None: ...
+    @property
+    def reference_hits(self) -> Sequence[bool]: ...
+    @property
+    def text_seconds(self) -> float: ...
+    @property
+    def references_seconds(self) -> float: ...
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("klein_requests", "Requests that ended.", "operation", "code", "reason")
+        self.queue_depth = self._gauge("klein_queue_depth", "Requests that wait.", "priority")
+        self.running_requests = self._gauge("klein_running_requests", "Requests from their first step to their end.")
+        self.queue_wait_seconds = self._seconds("klein_queue_wait_seconds", "Acceptance to first step.", "operation")
+        self.time_to_first_preview_seconds = self._seconds(
+            "klein_time_to_first_preview_seconds", "Acceptance to the first preview sent.", "operation"
+        )
+        self.request_duration_seconds = self._seconds(
+            "klein_request_duration_seconds", "A request's beginning to its end.", "operation"
+        )
+        self.stage_seconds = self._seconds("klein_stage_seconds", "Time of one run of a stage.", "stage")
+        self.step_requests = self._histogram("klein_step_requests", "Requests in a step.", REQUESTS)
+        self.step_tokens = self._histogram("klein_step_tokens", "Image tokens in a step.", TOKENS)
+        self.megapixels = self._counter("klein_megapixels", "Billable megapixels.", "caller", "operation", "direction")
+        self.cost_microusd = self._counter(
+            "klein_cost_microusd", "Billable cost in millionths of a US dollar.", "caller", "operation"
+        )
+        self.previews = self._counter("klein_previews", "Previews, by what became of them.", "outcome")
+        self.cancelled = self._counter("klein_cancelled", "Cancelled requests, by where they were.", "where")
+        self.cache_events = self._counter("klein_cache_events", "Look-ups in the caches.", "cache", "outcome")
+        self.deadline = self._counter("klein_deadline", "Requests that had a deadline.", "outcome")
+        self.accelerator_memory_bytes = self._gauge(
+            "klein_accelerator_memory_bytes", "The accelerator's memory.", "kind"
+        )
+        self.build_info = self._gauge(
+            "klein_build_info", "Always 1; the labels say what runs.", "version", "model", "device", "dtype"
+        )
+        rpc = ("grpc_type", "grpc_service", "grpc_method")  # go-grpc-prometheus's names, which dashboards know
+        self._rpcs_started = self._counter("grpc_server_started", "RPCs begun.", *rpc)
+        self._rpcs_handled = self._counter("grpc_server_handled", "RPCs ended.", *rpc, "grpc_code")
+        self._rpc_seconds = self._seconds("grpc_server_handling_seconds", "Time of an RPC.", *rpc)
+        self._show_zeros()
+
+    def built(self, version: str, model: str, device: str, dtype: str) -> None:
+        """Say what runs."""
+        self.build_info.labels(version, model, device, dtype).set(1)
+
+    def begun(self, begun: Begun) -> None:
+        """Count what a request's prompt and references took, and whether the caches held them."""
+        if begun.prompt_hit is not None:
+            self.cache_events.labels("prompt", _outcome(begun.prompt_hit)).inc()
+            self.stage_seconds.labels("text").observe(begun.text_seconds)
+        for hit in begun.reference_hits:
+            self.cache_events.labels("reference", _outcome(hit)).inc()
+        if begun.reference_hits:
+            self.stage_seconds.labels("references").observe(begun.references_seconds)
+
+    def stepped(self, seconds: float, requests: int, tokens: int) -> None:
+        """Count one step of this many requests with this many image tokens."""
+        self.stage_seconds.labels("step").observe(seconds)
+        self.step_requests.observe(requests)
+        self.step_tokens.observe(tokens)
+
+    def billable(self, operation: Operation, usage: Usage, caller: str = ANONYMOUS) -> None:
+        """Count what a caller is to pay."""
+        self.megapixels.labels(caller, operation.value, "output").inc(usage.output_megapixels)
+        self.megapixels.labels(caller, operation.value, "reference").inc(usage.reference_megapixels)
+        self.cost_microusd.labels(caller, operation.value).inc(usage.cost_microusd)
+
+    def finished(
+        self, operation: Operation, code: str, reason: str, duration_seconds: float, *, has_deadline: bool = False
+    ) -> None:
+        """Count a request that ended with this status (gRPC's name) and reason (empty on OK), and its deadline."""
+        self.requests.labels(operation.value, code, reason).inc()
+        self.request_duration_seconds.labels(operation.value).observe(duration_seconds)
+        if reason == "DEADLINE_UNREACHABLE":
+            self.deadline.labels("refused").inc()
+        elif reason == "DEADLINE_PASSED":
+            self.deadline.labels("missed").inc()
+        elif has_deadline and code == "OK":
+            self.deadline.labels("met").inc()
+
+    def rpc_started(self, kind: str, method: str) -> None:
+        """Count an RPC that begins: `kind` as `server_stream`, `method` as `/klein.v1.ImageService/Generate`."""
+        self._rpcs_started.labels(kind, *method.lstrip("/").split("/")).inc()
+
+    def rpc_handled(self, kind: str, method: str, code: str, seconds: float) -> None:
+        """Count an RPC that ended with this status (gRPC's name)."""
+        labels = (kind, *method.lstrip("/").split("/"))
+        self._rpcs_handled.labels(*labels, GO_CODES.get(code, code.title().replace("_", ""))).inc()
+        self._rpc_seconds.labels(*labels).observe(seconds)
+
+    def exposition(self) -> bytes:
+        """The text that `/metrics` answers, of type `prometheus_client.CONTENT_TYPE_LATEST`."""
+        return generate_latest(self.registry)
+
+    def _show_zeros(self) -> None:
+        """Begin each series whose labels are known, so that its first increase is seen as one."""
+        for priority in Priority:
+            self.queue_depth.labels(priority.value)
+        for operation in Operation:
+            for histogram in (
+                self.queue_wait_seconds,
+                self.time_to_first_preview_seconds,
+                self.request_duration_seconds,
+            ):
+                histogram.labels(operation.value)
+        for stage in ("text", "references", "step", "decode", "encode"):
+            self.stage_seconds.labels(stage)
+        for cache in ("prompt", "reference"):
+            for hit in (True, False):
+                self.cache_events.labels(cache, _outcome(hit))
+        outcomes = {
+            self.previews: "sent skipped",
+            self.cancelled: "queue step delivery",
+            self.deadline: "met missed refused",
+        }
+        for counter, values in outcomes.items():
+            for value in values.split():
+                counter.labels(value)
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        """`name` without `_total`, which the exposition adds."""
+        return Counter(name, description, labels, registry=self.registry)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(name, description, labels, registry=self.registry)
+
+    def _seconds(self, name: str, description: str, *labels: str) -> Histogram:
+        return Histogram(name, description, labels, buckets=SECONDS, registry=self.registry)
+
+    def _histogram(self, name: str, description: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, description, buckets=buckets, registry=self.registry)
+
+
+def _outcome(hit: bool) -> str:
+    return "hit" if hit else "miss"
