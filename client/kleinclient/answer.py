@@ -78,6 +78,9 @@ def _without_details(status: str, words: str, target: str) -> KleinError:
     """A failure that no klein server wrote: the network, a proxy, gRPC on either side."""
     if status == "UNAVAILABLE":
         return errors.ServerUnreachable(f"no klein server answers at {target}: {_last_cause(words)}", status=status)
+    if status == "UNIMPLEMENTED":
+        message = f"what answers at {target} does not offer this call: {words}"
+        return errors.NotImplementedByServer(message, status=status)
     if status == "DEADLINE_EXCEEDED":
         return errors.DeadlineExceeded("the deadline passed before the answer was complete", status=status)
     if status == "CANCELLED":
@@ -87,4 +90,4 @@ def _without_details(status: str, words: str, target: str) -> KleinError:
 
 def _last_cause(words: str) -> str:
     """gRPC nests causes with colons, outermost first: the last one is what a person can act on."""
-    return words.rsplit(": ", 1)[-1] or "the connection failed"
+    return words.rsplit(": ", 1)[-1].rstrip("]") or "the connection failed"

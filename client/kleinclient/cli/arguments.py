@@ -4,17 +4,25 @@ import argparse
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 from kleinclient.channel import DEFAULT_TARGET
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where argparse would print all that could be written."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parser() -> Parser:
     """The whole command line; every subcommand takes --server."""
-    whole = argparse.ArgumentParser(prog="klein", description="Make and edit images with a klein server.")
+    whole = Parser(prog="klein", description="Make and edit images with a klein server.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    server = argparse.ArgumentParser(add_help=False)
+    server = Parser(add_help=False)
     server.add_argument(
         "--server",
         metavar="HOST:PORT",
@@ -42,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _image_options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+def _image_options() -> Parser:
+    options = Parser(add_help=False)
     add = options.add_argument
     add("-o", "--output", type=_output, default=Path("out.png"), metavar="FILE", help="default: out.png")
     add("--size", metavar="WxH", help="pixels, multiples of 16 (default: the model's, or the first reference's)")

@@ -62,4 +62,6 @@ def drawing(console: Console) -> tuple[Drawing | None, bool]:
 def _is_foreground() -> bool:
     if not (sys.stdin and sys.stdin.isatty()) or os.environ.get("TERM") == "dumb":
         return False
+    if not os.get_terminal_size(sys.stdout.fileno()).columns:  # a pseudo-terminal that nobody looks at
+        return False
     return sys.platform == "win32" or os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()

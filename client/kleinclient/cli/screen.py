@@ -47,15 +47,16 @@ class Screen:
         """Bring the screen up to date."""
         match event:
             case events.Retrying(delay=delay, message=message):
-                self._say(f"{message}; again in {time_left(delay)}")
+                self._say(f"{message}; again in {spoken(delay)}")
             case events.Accepted(steps=steps, estimated_wait=wait, estimated_duration=duration):
-                self._say("accepted", left=wait + duration, total=steps)
+                self._say("accepted", _left(wait + duration), total=steps)
             case events.Queued(position=position, estimated_wait=wait):
-                self._say("in the queue, next" if position == 0 else f"in the queue, {position} ahead", left=wait)
+                place = "next" if position == 0 else f"{position} ahead"
+                self._say(f"in the queue, {place}", f"starts in {spoken(wait)}" if wait else "")
             case events.Started():
                 self._say("started")
             case events.Progress(step=step, total_steps=total, estimated_remaining=left):
-                self._say(f"step {step} of {total}", left=left, total=total, completed=step)
+                self._say(f"step {step} of {total}", _left(left), total=total, completed=step)
             case events.Preview():
                 self._show_picture(event)
             case events.Image():
@@ -66,9 +67,8 @@ class Screen:
         if self._draw and (picture := decoded(image)):
             self._console.print(self._draw(picture))
 
-    def _say(self, words: str, left: float | None = None, **bar: int) -> None:
-        left_words = "" if left is None else f"{time_left(left)} left"
-        self._progress.update(self._bar, description=words, left=left_words, **bar)  # type: ignore[arg-type]
+    def _say(self, words: str, left: str = "", *, total: int | None = None, completed: int | None = None) -> None:
+        self._progress.update(self._bar, description=words, left=left, total=total, completed=completed)
 
     def _show_picture(self, preview: events.Preview) -> None:
         if self._draw and (picture := decoded(preview)):
@@ -82,7 +82,11 @@ class Screen:
         return Group(self._picture, self._progress) if self._picture else self._progress
 
 
-def time_left(seconds: float) -> str:
+def _left(seconds: float) -> str:
+    return f"{spoken(seconds)} left" if seconds else ""
+
+
+def spoken(seconds: float) -> str:
     """A duration as people say it: "0.8 s", "12 s", "3 min 20 s"."""
     if seconds < TENTHS_BELOW:
         return f"{seconds:.1f} s"
