@@ -18,12 +18,17 @@ VIEWABLE = ("png", "jpeg", "webp", "raw_rgba")
 
 
 def decoded(image: Image | Preview) -> PillowImage.Image | None:
-    """The picture; None for a format that is none (latents, formats of later)."""
+    """The picture; None for what is none: latents, formats of later, bytes that only their maker understands."""
     if image.format not in VIEWABLE:
         return None
     if image.format == "raw_rgba":
         return PillowImage.frombytes("RGBA", image.size, image.data)
-    return PillowImage.open(BytesIO(image.data))
+    try:
+        picture = PillowImage.open(BytesIO(image.data))
+        picture.load()
+    except OSError:  # it is kept and written as it came; only looking at it is not possible
+        return None
+    return picture
 
 
 def on_checkerboard(picture: PillowImage.Image, square_px: int) -> PillowImage.Image:
