@@ -3,13 +3,9 @@
 import hashlib
 import json
 import os
-import pty
-import select
 import subprocess
 import sys
-import termios
 import threading
-import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from klein.v1 import image_pb2 as pb
 from kleinclient.cli.screen import spoken
 from PIL import Image
 
+from tests.client.command import klein, on_a_terminal, read_until
 from tests.client.conftest import completed, event, opening, refuse
 
 
@@ -40,15 +37,6 @@ def picture(request: Any, context: grpc.ServicerContext) -> Any:
     yield event(image_header=pb.ImageHeader(format=1, width=32, height=32, size_bytes=len(data), sha256=digest))
     yield event(image_chunk=pb.ImageChunk(data=data))
     yield completed()
-
-
-RUN = "import sys; from kleinclient.cli import main; sys.exit(main())"
-
-
-def klein(*arguments: str, server: str = "127.0.0.1:9", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, *arguments]
-    environment = {**os.environ, "KLEIN_SERVER": server}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
 
 
 def test_generate(server: Any, tmp_path: Path) -> None:
@@ -121,42 +109,6 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
     assert done.stderr.startswith("klein")
     assert words in done.stderr
-
-
-# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal.
-ON_ITS_TERMINAL = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); " + RUN
-
-
-def on_a_terminal(arguments: list[str], server: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A process of the command on a terminal of 24 by 80, and that terminal's other end."""
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(ours, (24, 80))
-    process = subprocess.Popen(
-        [sys.executable, "-c", ON_ITS_TERMINAL, *arguments],
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        start_new_session=True,
-        cwd=folder,
-        env={**os.environ, "KLEIN_SERVER": server, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
-    )
-    os.close(its)
-    return process, ours
-
-
-def read_until(terminal: int, words: str | None, seconds: float = 30) -> str:
-    """What the terminal shows up to `words`, or to the end of the process."""
-    shown, end = "", time.monotonic() + seconds
-    while time.monotonic() < end and (words is None or words not in shown):
-        if select.select([terminal], [], [], 0.2)[0]:
-            try:
-                shown += os.read(terminal, 65536).decode(errors="replace")
-            except OSError:  # how Linux says that the process has closed its end
-                break
-    if words is None:
-        os.close(terminal)
-    assert words is None or words in shown, shown
-    return shown
 
 
 def test_terminal(server: Any, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The `klein` command as a process of its own, on pipes and on a terminal."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+RUN = "import sys; from kleinclient.cli import main; sys.exit(main())"
+
+
+def klein(*arguments: str, server: str = "127.0.0.1:9", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The finished command, its output caught; without `server` there is nobody to ask."""
+    command = [sys.executable, "-c", RUN, *arguments]
+    environment = {**os.environ, "KLEIN_SERVER": server}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
+
+
+# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal.
+ON_ITS_TERMINAL = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); " + RUN
+
+
+def on_a_terminal(arguments: list[str], server: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A process of the command on a terminal of 24 by 80, and that terminal's other end."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_ITS_TERMINAL, *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        start_new_session=True,
+        cwd=folder,
+        env={**os.environ, "KLEIN_SERVER": server, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+    )
+    os.close(its)
+    return process, ours
+
+
+def read_until(terminal: int, words: str | None, seconds: float = 30) -> str:
+    """What the terminal shows up to `words`, or to the end of the process."""
+    shown, end = "", time.monotonic() + seconds
+    while time.monotonic() < end and (words is None or words not in shown):
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                shown += os.read(terminal, 65536).decode(errors="replace")
+            except OSError:  # how Linux says that the process has closed its end
+                break
+    if words is None:
+        os.close(terminal)
+    assert words is None or words in shown, shown
+    return shown
