@@ -2,12 +2,15 @@
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import termios
 import time
 from pathlib import Path
+
+import pytest
 
 RUN = "import sys; from kleinclient.cli import main; sys.exit(main())"
 
@@ -51,5 +54,6 @@ def read_until(terminal: int, words: str | None, seconds: float = 30) -> str:
                 break
     if words is None:
         os.close(terminal)
-    assert words is None or words in shown, shown
+    if words is not None and words not in shown:
+        pytest.fail(f"{words!r} was not shown, but {re.sub(chr(27) + r'[^A-Za-z]*[A-Za-z]|▀', '', shown)[-500:]!r}")
     return shown

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from kleinclient import events
 from kleinclient.cli.picture import decoded, drawing
 
+REFRESHES_PER_SECOND = 10  # fast steps are seen, slow terminals are not flooded
 TENTHS_BELOW = 10.0  # seconds left are shown with a tenth below this
 
 
@@ -30,7 +31,9 @@ class Screen:
         )
         self._bar = self._progress.add_task(f"asking {server}", total=None, left="")
         self._picture: RenderableType = ""
-        self._live = Live(get_renderable=self._view, console=self._console, transient=True)
+        self._live = Live(
+            get_renderable=self._view, console=self._console, transient=True, refresh_per_second=REFRESHES_PER_SECOND
+        )
         self._is_shown = is_shown
 
     def __enter__(self) -> Self:
