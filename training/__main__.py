@@ -1,4 +1,4 @@
-"""`python -m training all|vae|decoder|flow|export|score|sheet`: every stage resumes from training/runs/."""
+"""`python -m training all|vae|decoder|flow|export|score|sheet|unpack`: every stage resumes from training/runs/."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ def export(runs: Path, checkpoint: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("command", choices=("all", "vae", "decoder", "flow", "export", "score", "sheet"))
+    parser.add_argument("command", choices=("all", "vae", "decoder", "flow", "export", "score", "sheet", "unpack"))
     parser.add_argument("--vae-seconds", type=float, default=1350)
     parser.add_argument("--decoder-seconds", type=float, default=1200)
     parser.add_argument("--flow-seconds", type=float, default=5000)
@@ -53,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     RUNS.mkdir(exist_ok=True)
     is_all = a.command == "all"
-    from training import score, sheet, train, vae
+    from training import score, sheet, train, unpack, vae
 
     if a.command == "vae" or (is_all and not (RUNS / "vae.pt").exists()):
         vae.train(a.vae_seconds, RUNS / "vae.pt")
@@ -65,6 +65,8 @@ def main() -> None:
         export(RUNS, a.checkpoint)
     if is_all or a.command == "score":
         score.main(a.checkpoint, a.count, a.quick)
+    if a.command == "unpack":
+        unpack.unpack(a.checkpoint, RUNS)
     if is_all or a.command == "sheet":
         sheet.make(a.checkpoint, SHEET)
 

@@ -70,7 +70,7 @@ Held-out prompts, pictures and seeds, drawn as the stock pipeline draws, checked
 `python -m training score`; every number is what that script printed. Shape is the best overlap over all {outlines}
 outlines. "pair" and every edit row count only pictures in which background, colours, outlines, places and sizes are all
 right. Edits here are of shapes, not of letters. Alpha is the overlap (IoU) of the alpha plane with the asked outline,
-laid where the seed put it; for cut-outs, with the reference's own alpha.
+laid where the seed put it; for cut-outs, with the reference's own alpha. Pictures per row: {counts}.
 
 {reconstruction}
 
@@ -78,14 +78,18 @@ laid where the seed put it; for cut-outs, with the reference's own alpha.
 
 ## What it cannot do
 
+Several references: side by side and in a grid the places are right and the outlines are smears, so no picture passes;
+"the shape of image 1 in the colour of image 2" fails too. Letters and digits are mostly unreadable. Turning one shape
+into another and resizing work about every second time. At 256² edges are rough.
+
 Anything but flat shapes: no photographs, scenes, words or counts above two. Rows of the table that are low are things
-that it does badly; nothing is hidden by choosing seeds (`docs/mini.png` is drawn from fixed ones). A colour that is not
-in the list is drawn as one that is. References with other content than one flat shape on a plain or transparent ground
-were never seen in training. More than 4 steps changes little: compare the columns.
+that it does badly; nothing is hidden by choosing seeds (`docs/mini.png` is drawn from fixed ones). Colours
+that are not in the list, and references of anything but one flat shape on a plain or transparent ground, were never
+seen in training. Oblong sizes were trained least and are not scored. More than 4 steps changes little: compare the columns.
 """
 
 
-def write(directory: Path, reconstruction: str, table: str) -> None:
+def write(directory: Path, reconstruction: str, counts: str, table: str) -> None:
     """Write README.md into the checkpoint."""
     text = TEXT.format(
         tokens=TOKENS_MAX,
@@ -95,6 +99,7 @@ def write(directory: Path, reconstruction: str, table: str) -> None:
         phrase=TRANSPARENT_PHRASE,
         outlines=len(SHAPES) + 36,
         reconstruction=reconstruction,
+        counts=counts,
         table=table,
     )
     (directory / "README.md").write_text(text)

@@ -126,6 +126,8 @@ def save(pipe: Flux2KleinPipeline, directory: Path = CHECKPOINT) -> None:
     pipe.transformer.half()
     pipe.vae.half()
     pipe.save_pretrained(directory, safe_serialization=True)
+    index = directory / "model_index.json"  # klein's own name for the class, which every version of transformers knows
+    index.write_text(index.read_text().replace('"Qwen2Tokenizer"', '"Qwen2TokenizerFast"'))
     (directory / "kleinserve.json").write_text(json.dumps({"transparent_phrase": TRANSPARENT_PHRASE}) + "\n")
     for path in directory.rglob("*.safetensors"):
         path.chmod(0o644)

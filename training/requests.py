@@ -36,7 +36,7 @@ class Noun:
         return PALETTE[self.colour]
 
 
-def pick_outline(random: Random, glyph_share: float = 0.25) -> str:
+def pick_outline(random: Random, glyph_share: float = 0.15) -> str:
     return random.choice(GLYPHS if random.random() < glyph_share else SHAPES)
 
 

@@ -38,7 +38,7 @@ class Stage:
 STAGES = (
     Stage(0.28, {64: 0.75}, 96, (0.52, 0.38, 0.07, 0.02, 0.01), 26),
     Stage(0.52, {64: 0.25, 128: 0.35, 256: 0.15}, 128, (0.42, 0.43, 0.10, 0.03, 0.02), words.TOKENS_MAX),
-    Stage(1.00, {64: 0.06, 128: 0.25, 256: 0.55}, 256, (0.50, 0.36, 0.10, 0.02, 0.02), words.TOKENS_MAX),
+    Stage(1.00, {64: 0.05, 128: 0.28, 256: 0.52}, 256, (0.51, 0.38, 0.09, 0.01, 0.01), words.TOKENS_MAX),
 )
 
 
@@ -98,7 +98,8 @@ class Run:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.drawer.load_state_dict(state["drawer"])
         self.average.shadow, self.average.count = state["average"], state["average_count"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        if state["optimiser"]:
+            self.optimiser.load_state_dict(state["optimiser"])
         self.elapsed, self.steps = state["elapsed"], state["steps"]
         self.random = Random(self.steps)
         torch.manual_seed(self.steps)
@@ -124,7 +125,7 @@ class Run:
         batch = pool.batch(batch_count(pool.size_px, pool.reference_count, pool.input_ids.shape[1]), self.device)
         loss = flow_loss(self.drawer, batch)
         loss.backward()
-        norm = self.optimiser.step(min(1.0, (self.steps + 1) / 100) * min(1.0, (1 - self.share) / 0.22 + 0.02))
+        norm = self.optimiser.step(min(1.0, (self.steps + 1) / 100) * min(1.0, (1 - self.share) / 0.20 + 0.02))
         self.average.update(self.drawer)
         self.steps += 1
         return pool, loss.item(), norm

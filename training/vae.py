@@ -91,16 +91,17 @@ def train(
         vae.load_state_dict(torch.load(resume, weights_only=True))
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not is_decoder_only)
-    vae.to(memory_format=torch.channels_last)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae.to(device, memory_format=torch.channels_last)
     optimiser, average = Optimiser(vae, lr, lr / 2, ("conv_in", "conv_out", "quant_conv")), Average(vae, 0.995)
     started, step = time.time(), 0
     while (share := (time.time() - started) / seconds) < 1:
         (size_px, batch, _) = random.choices(SIZES, [w for *_, w in SIZES])[0]
-        rgba = pictures(random, batch, size_px).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        rgba = pictures(random, batch, size_px).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
             latents = mean_latents(vae, rgba)
             penalty = 1e-3 * latents.float().square().mean()
-            spread = POSTERIOR_STD * (3 * torch.rand(batch, 1, 1, 1) if is_decoder_only else 1.0)
+            spread = POSTERIOR_STD * (3 * torch.rand(batch, 1, 1, 1, device=device) if is_decoder_only else 1.0)
             drawn = decode(vae, latents + spread * torch.randn_like(latents))
         total = loss(rgba, drawn.float()) + penalty
         total.backward()
