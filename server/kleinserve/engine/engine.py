@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kleinserve.config import Config
-from kleinserve.core import AlphaMethod, ModelFacts, Pixels, Reference, Request, Size, Variant
+from kleinserve.core import EDGE_MULTIPLE, AlphaMethod, ModelFacts, Pixels, Reference, Request, Size, Variant
 from kleinserve.engine import alpha, checkpoint, memory, preview, schedule
 from kleinserve.engine.denoise import Denoiser, Row, noise
 from kleinserve.engine.references import ReferenceEncoder
@@ -47,6 +47,11 @@ class Drawing:
     @property
     def total_steps(self) -> int:
         return self.request.steps * self.passes
+
+    @property
+    def needs_second(self) -> bool:
+        """Whether another pass follows the present one."""
+        return self.passes == 2 and self.on_white is None
 
     @property
     def is_denoised(self) -> bool:
@@ -188,16 +193,21 @@ class Engine:
             drawing.steps_done += 1
 
     def preview(self, drawing: Drawing) -> Pixels:
-        """The last step's estimate as a picture, an eighth of the size; RGBA where the model has alpha."""
+        """The last step's estimate as a picture, an eighth of the size; RGBA for a cut-out of native alpha, else RGB."""
         assert drawing.row is not None
         assert drawing.row.estimate is not None
-        return alpha.quantise(_unit(self._preview.draw(drawing.row.estimate, drawing.request.size)[None])[0])
+        picture = _unit(self._preview.draw(drawing.row.estimate, drawing.request.size)[None])[0]
+        if picture.shape[-1] == 4 and not drawing.request.is_transparent:
+            picture = alpha.composite_on_white(picture)
+        return alpha.quantise(picture)
 
-    def latent(self, drawing: Drawing) -> bytes:
-        """The last step's estimate, float16 little endian, channels × H/16 × W/16."""
+    def latent(self, drawing: Drawing) -> tuple[bytes, tuple[int, int, int]]:
+        """The last step's estimate, float16 little endian, channels × H/16 × W/16, and (width, height, channels)."""
         assert drawing.row is not None
         assert drawing.row.estimate is not None
-        return bytes(drawing.row.estimate.T.contiguous().cpu().numpy().astype("<f2").tobytes())
+        size, tokens = drawing.request.size, drawing.row.estimate
+        shape = (size.width // EDGE_MULTIPLE, size.height // EDGE_MULTIPLE, tokens.shape[1])
+        return tokens.T.contiguous().cpu().numpy().astype("<f2").tobytes(), shape
 
     def decode(self, drawings: Sequence[Drawing], *, tiled: bool = False) -> list[alpha.Picture]:
         """The denoised latents as pictures [H, W, channels] in 0..1, those of one size in one call."""
@@ -215,29 +225,11 @@ class Engine:
                     pictures |= dict(zip(group, _unit(decoded), strict=True))
         return [pictures[i] for i in range(len(drawings))]
 
-    def resolve(self, drawing: Drawing, picture: alpha.Picture) -> Result | None:
-        """The final pixels of a decoded picture, or None: another pass has begun.
-
-        Raises: AlphaUnavailable where a cut-out was asked and no background was found.
-        """
-        if picture.shape[-1] == 4:
-            if not drawing.request.is_transparent:
-                return Result(alpha.quantise(alpha.composite_on_white(picture)), AlphaMethod.OPAQUE)
-            return _cut_out(picture if alpha.has_background(picture[..., 3]) else None, AlphaMethod.NATIVE)
-        if not drawing.request.is_transparent:
-            return Result(alpha.quantise(picture), AlphaMethod.OPAQUE)
-        if drawing.on_white is None:
-            drawing.on_white = picture
-            self._edit_to_black(drawing, picture)
-            return None
-        cut = alpha.difference(drawing.on_white, picture)
-        if cut is not None:
-            return _cut_out(cut, AlphaMethod.DIFFERENCE)
-        return _cut_out(alpha.key(drawing.on_white), AlphaMethod.KEY)
-
-    def _edit_to_black(self, drawing: Drawing, picture: alpha.Picture) -> None:
+    def begin_second(self, drawing: Drawing, on_white: alpha.Picture) -> None:
+        """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
+        drawing.on_white = on_white
         prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
-        reference = Reference(alpha.quantise(picture), b"on white " + drawing.request.request_id.encode())
+        reference = Reference(alpha.quantise(on_white), b"on white " + drawing.request.request_id.encode())
         drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
 
     def warm_up(self, request: Request) -> None:
@@ -262,6 +254,24 @@ def _unit(pictures: torch.Tensor) -> alpha.Picture:
     """[B, channels, H, W] in −1..1 -> [B, H, W, channels] in 0..1."""
     unit: alpha.Picture = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return unit
+
+
+def resolve(drawing: Drawing, picture: alpha.Picture) -> Result:
+    """The final pixels of a decoded picture; touches no device, so it runs off the engine's thread.
+
+    Raises: AlphaUnavailable where a cut-out was asked and no background was found.
+    """
+    is_native = picture.shape[-1] == 4
+    if not drawing.request.is_transparent:
+        opaque = alpha.composite_on_white(picture) if is_native else picture
+        return Result(alpha.quantise(opaque), AlphaMethod.OPAQUE)
+    if is_native:
+        return _cut_out(picture if alpha.has_background(picture[..., 3]) else None, AlphaMethod.NATIVE)
+    assert drawing.on_white is not None
+    cut = alpha.difference(drawing.on_white, picture)
+    if cut is not None:
+        return _cut_out(cut, AlphaMethod.DIFFERENCE)
+    return _cut_out(alpha.key(drawing.on_white), AlphaMethod.KEY)
 
 
 def _cut_out(picture: alpha.Picture | None, method: AlphaMethod) -> Result:

@@ -88,3 +88,19 @@ def process_bytes() -> dict[str, int]:
     used = psutil.Process().memory_info().rss
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
     return {"used": used, "peak": max(used, peak), "total": psutil.virtual_memory().total}
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether `error` means that memory, the accelerator's or the machine's, did not suffice."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether `error` leaves the accelerator unusable for this process (an illegal access, a lost device)."""
+    return isinstance(error, torch.AcceleratorError) and not is_exhausted(error)
+
+
+def release() -> None:
+    """Give cached blocks back, so that a smaller attempt finds room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

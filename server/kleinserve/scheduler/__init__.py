@@ -1,0 +1,1 @@
+"""The loop: admit, pick, step, deliver. Owns the threads; knows no gRPC."""
