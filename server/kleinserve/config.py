@@ -50,7 +50,7 @@ class Config(BaseSettings):
     max_steps: Count = 50
     chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = MIB  # every language's default message limit is 4 MiB
     reference_bytes_max: Count = 10 * MIB
-    reference_pixels_max: Count = 25_000_000  # by the header, before decoding
+    reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
     reader_stall_seconds: Seconds = 60.0
     deadline_margin_seconds: Annotated[float, Field(ge=0)] = 0.02  # so that our answer arrives before the deadline
     drain_grace_seconds: Seconds = 30.0

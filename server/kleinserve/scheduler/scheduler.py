@@ -20,7 +20,6 @@ from kleinserve.core import (
     Operation,
     Pixels,
     Preview,
-    Progress,
     Reference,
     Request,
     Size,
@@ -63,6 +62,7 @@ class Scheduler:
         self._pool = ThreadPoolExecutor(config.codec_threads, thread_name_prefix="codec")
         self._room = WaitingRoom(config.queue_requests_max, config.queue_bytes_max)
         self._cost = Cost()
+        self._price = price.configured(config)
         self._jobs: set[Job] = set()
         self._encoding: dict[Job, asyncio.Task[None]] = {}  # a job's preview being encoded
         self._newest: dict[Job, tuple[int, int, Pixels]] = {}  # the preview that is encoded after it
@@ -89,7 +89,9 @@ class Scheduler:
         size = Size(64, 64) if is_small else self._engine.facts.default_size
         facts = self._engine.facts
         steps = 1 if is_small else facts.default_steps
-        request = Request("warm-up", Operation.GENERATE, "a red circle", (), size, 0, steps, facts.default_guidance_scale)
+        request = Request(
+            "warm-up", Operation.GENERATE, "a red circle", (), size, 0, steps, facts.default_guidance_scale
+        )
         await self._loop.run_in_executor(self._pool, self._engine.warm_up, request)
         self._worker.start()
         self._spawn(self._remind())
@@ -128,7 +130,7 @@ class Scheduler:
             raise DeadlinePassed("the deadline had passed when the request could be admitted")
         tokens = self._engine.tokens(drawing)
         held = len(request.prompt) + sum(len(r.pixels.data) for r in request.references)
-        usage = price.usage(request.size, request.reference_sizes, self._config.price, billable=True)
+        usage = price.usage(request.size, request.reference_sizes, self._price, billable=True)
         job = Job(request, drawing, tokens, held, usage, deadline, self._committed)
         self.check(held)
         waited_for = self._room.waiting()
@@ -143,7 +145,7 @@ class Scheduler:
             prompt_truncated=drawing.prompt.is_truncated,
             estimated_wait=self._estimated_wait(waited_for),
             estimated_duration=self._cost.whole(tokens, drawing.total_steps, request.size.pixels),
-            estimated_usage=price.usage(request.size, request.reference_sizes, self._config.price, billable=False),
+            estimated_usage=price.usage(request.size, request.reference_sizes, self._price, billable=False),
         )
         self._jobs.add(job)
         if deadline is not None:
@@ -167,6 +169,9 @@ class Scheduler:
             self._announce()
         else:
             self._metrics.running_requests.dec()
+        if job.first_preview is not None:
+            seconds = job.first_preview - job.submitted
+            self._metrics.time_to_first_preview_seconds.labels(job.request.operation.value).observe(seconds)
         if not self._jobs:
             self._idle.set()
         return stage
@@ -198,6 +203,7 @@ class Scheduler:
                 job.start()
                 self._metrics.queue_depth.labels(job.request.priority.value).dec()
                 self._metrics.running_requests.inc()
+                self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
         self._announce()
 
     def _announce(self) -> None:

@@ -134,14 +134,17 @@ class Worker(threading.Thread):
         self._cost.decode.observe(seconds, sum(job.request.size.pixels for job in jobs))
         self._metrics.stage_seconds.labels("decode").observe(seconds)
         second = [job for job in decoded if job.drawing.needs_second]
-        second = self._together(
-            lambda some: [self._engine.begin_second(job.drawing, pictures[job]) for job in some], second
-        )
+        second = self._together(lambda some: self._begin_second(some, pictures), second)
         self._running = [job for job in self._running if job not in jobs or job in second]
         for job in decoded:
             job.decode_seconds += seconds
-            if not job.drawing.needs_second and job not in second:
+            if not job.drawing.needs_second and job not in second and not job.is_gone:
                 self._hands.picture(job, pictures[job])
+
+    def _begin_second(self, jobs: list[Job], pictures: dict[Job, Picture]) -> None:
+        for job in jobs:
+            if job.drawing.needs_second:
+                self._engine.begin_second(job.drawing, pictures[job])
 
     def _decode(self, jobs: list[Job]) -> dict[Job, Picture]:
         drawings = [job.drawing for job in jobs]

@@ -1,0 +1,1 @@
+"""gRPC: messages to requests, events to messages, errors to statuses. Owns grpc and the stubs."""

@@ -1,0 +1,347 @@
+"""Messages to drafts of requests, every violation at once; events to messages. Knows no scheduler, no I/O."""
+
+import math
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from klein.v1 import image_pb2, usage_pb2
+
+from kleinserve.config import MIB, Config
+from kleinserve.core import (
+    EDGE_MULTIPLE,
+    Accepted,
+    Background,
+    Completed,
+    Event,
+    ImageChunk,
+    ImageFormat,
+    ImageHeader,
+    ModelFacts,
+    Operation,
+    Output,
+    Preview,
+    PreviewFormat,
+    PreviewOptions,
+    Priority,
+    Progress,
+    Queued,
+    Reference,
+    Request,
+    Size,
+    Started,
+    Timings,
+    Usage,
+    Variant,
+)
+from kleinserve.errors import InvalidField, Violation, quoted
+
+EDGE_MIN, EDGE_MAX = 64, 8192
+PIXELS_MAX = 4_194_304
+PROMPT_BYTES_MAX = 32_768
+REFERENCES_MAX = 4
+GUIDANCE_MAX = 20.0
+CLIENT_TAG_BYTES_MAX = 128
+PREVIEW_EDGE_MIN, PREVIEW_EDGE_MAX = 16, 1024
+PREVIEW_BYTES_MAX = MIB
+_SEED_BITS = 53  # drawn seeds survive a double, as in JSON and JavaScript
+
+E = TypeVar("E", bound=Enum)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A request whose fields are valid; its references are still encoded and may decide its size."""
+
+    operation: Operation
+    prompt: str
+    references: tuple[bytes, ...]
+    size: Size | None
+    seed: int
+    steps: int
+    guidance_scale: float
+    output: Output
+    preview: PreviewOptions
+    priority: Priority
+    client_tag: str
+
+    def request(self, request_id: str, references: tuple[Reference, ...], facts: ModelFacts) -> Request:
+        """The request with its references decoded and its size known. Raises: InvalidField."""
+        default = references[0].pixels.size if references else facts.default_size
+        size = self.size or default
+        latent_bytes = size.tokens * facts.latent_channels * 2
+        if (
+            self.preview.format is PreviewFormat.LATENT
+            and not self.preview.disabled
+            and latent_bytes > PREVIEW_BYTES_MAX
+        ):
+            raise InvalidField(
+                Violation(
+                    "options.preview.format",
+                    f"LATENT previews of {size} are {latent_bytes} bytes; at most {PREVIEW_BYTES_MAX}",
+                )
+            )
+        return Request(
+            request_id=request_id,
+            operation=self.operation,
+            prompt=self.prompt,
+            references=references,
+            size=size,
+            seed=self.seed,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            output=self.output,
+            preview=self.preview,
+            priority=self.priority,
+            client_tag=self.client_tag,
+        )
+
+
+def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
+    """A GenerateRequest or EditRequest as a draft. Raises: InvalidField with every violation."""
+    assert isinstance(message, (image_pb2.GenerateRequest, image_pb2.EditRequest))
+    violations = list(unknown(message))
+    prompt, options = message.prompt, message.options
+    size = len(prompt.encode())
+    if not prompt.strip() or size > PROMPT_BYTES_MAX:
+        said = "blank" if not prompt.strip() else f"{size} bytes"
+        violations.append(Violation("prompt", f"{said}; 1 to {PROMPT_BYTES_MAX} bytes, not blank"))
+    references: tuple[bytes, ...] = ()
+    if isinstance(message, image_pb2.EditRequest):
+        references = tuple(reference.image for reference in message.references)
+        if not 1 <= len(references) <= REFERENCES_MAX:
+            violations.append(Violation("references", f"{len(references)} given; 1 to {REFERENCES_MAX}"))
+    violations += [*_size(options), *_sampling(options, facts, config), *_identity(options)]
+    violations += [*_output(options.output), *_preview(options)]
+    if violations:
+        raise InvalidField(*violations)
+    scale = options.guidance_scale if options.HasField("guidance_scale") else facts.default_guidance_scale
+    preview = options.preview
+    return Draft(
+        operation=Operation.EDIT if references else Operation.GENERATE,
+        prompt=prompt,
+        references=references,
+        size=Size(options.width, options.height) if options.width else None,
+        seed=options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS),
+        steps=options.steps or facts.default_steps,
+        guidance_scale=scale,
+        output=Output(
+            format=_enum(ImageFormat, options.output.format, image_pb2.ImageFormat.Name, ImageFormat.PNG),
+            quality=options.output.quality,
+            embed_prompt=options.output.embed_prompt,
+            background=_enum(Background, options.output.background, image_pb2.Background.Name, Background.OPAQUE),
+        ),
+        preview=PreviewOptions(
+            disabled=preview.disabled,
+            every_n_steps=preview.every_n_steps or 1,
+            max_edge=preview.max_edge,
+            format=_enum(PreviewFormat, preview.format, image_pb2.PreviewFormat.Name, PreviewFormat.JPEG),
+        ),
+        priority=_enum(Priority, options.priority, image_pb2.Priority.Name, Priority.STANDARD),
+        client_tag=options.client_tag,
+    )
+
+
+def unknown(message: Message, path: str = "") -> Iterator[Violation]:
+    """Every field and enum number of `message`, nested ones too, that the contract does not have."""
+    for field in UnknownFieldSet(message):  # type: ignore[no-untyped-call]
+        yield Violation(f"{path}#{field.field_number}", "unknown field; this server cannot honour it")
+    for descriptor, value in message.ListFields():
+        where = f"{path}{descriptor.name}"
+        values = enumerate(value) if descriptor.is_repeated else [(None, value)]
+        for index, item in values:
+            at = where if index is None else f"{where}[{index}]"
+            if descriptor.type == descriptor.TYPE_MESSAGE:
+                yield from unknown(item, f"{at}.")
+            elif descriptor.enum_type is not None and item not in descriptor.enum_type.values_by_number:
+                allowed = ", ".join(v.name for v in descriptor.enum_type.values)
+                yield Violation(at, f"{item} is not a value of {descriptor.enum_type.name}; one of {allowed}")
+
+
+def _size(options: image_pb2.ImageOptions) -> Iterator[Violation]:
+    width, height = options.width, options.height
+    if bool(width) != bool(height):
+        text = f"width {width} and height {height}; set both, or neither for the default"
+        yield Violation("options.width", text)
+        yield Violation("options.height", text)
+        return
+    for field, edge in (("options.width", width), ("options.height", height)):
+        if edge and not (EDGE_MIN <= edge <= EDGE_MAX and edge % EDGE_MULTIPLE == 0):
+            yield Violation(field, f"{edge}; a multiple of {EDGE_MULTIPLE} from {EDGE_MIN} to {EDGE_MAX}")
+    if width * height > PIXELS_MAX:
+        text = f"{width} x {height} is {width * height} pixels; at most {PIXELS_MAX}"
+        yield Violation("options.width", text)
+        yield Violation("options.height", text)
+
+
+def _sampling(options: image_pb2.ImageOptions, facts: ModelFacts, config: Config) -> Iterator[Violation]:
+    if options.steps > config.max_steps:
+        yield Violation("options.steps", f"{options.steps}; 1 to {config.max_steps}, or 0 for {facts.default_steps}")
+    if not options.HasField("guidance_scale"):
+        return
+    scale = options.guidance_scale
+    if facts.variant is Variant.DISTILLED and scale != 1.0:
+        yield Violation("options.guidance_scale", f"{scale:g}; 1 for a distilled model, which has no guidance")
+    elif not (math.isfinite(scale) and 1.0 <= scale <= GUIDANCE_MAX):
+        yield Violation("options.guidance_scale", f"{scale:g}; 1 to {GUIDANCE_MAX:g}")
+
+
+def _identity(options: image_pb2.ImageOptions) -> Iterator[Violation]:
+    tag = len(options.client_tag.encode())
+    if tag > CLIENT_TAG_BYTES_MAX:
+        yield Violation(
+            "options.client_tag", f"{quoted(options.client_tag)} is {tag} bytes; at most {CLIENT_TAG_BYTES_MAX}"
+        )
+    if options.idempotency_key:
+        yield Violation("options.idempotency_key", f"{quoted(options.idempotency_key)}; not supported by this server")
+    if options.on_disconnect == image_pb2.ON_DISCONNECT_DETACH:
+        yield Violation("options.on_disconnect", "ON_DISCONNECT_DETACH; not supported by this server")
+
+
+def _output(output: image_pb2.OutputOptions) -> Iterator[Violation]:
+    textless = (image_pb2.IMAGE_FORMAT_JPEG, image_pb2.IMAGE_FORMAT_RAW_RGBA)
+    lossless = (image_pb2.IMAGE_FORMAT_UNSPECIFIED, image_pb2.IMAGE_FORMAT_PNG, image_pb2.IMAGE_FORMAT_RAW_RGBA)
+    if output.quality > 100:
+        yield Violation("options.output.quality", f"{output.quality}; 1 to 100, or 0 for the default")
+    elif output.quality and output.format in lossless:
+        text = f"{output.quality} with a lossless format; only JPEG and WEBP take a quality"
+        yield Violation("options.output.quality", text)
+        yield Violation("options.output.format", text)
+    if output.background == image_pb2.BACKGROUND_TRANSPARENT and output.format == image_pb2.IMAGE_FORMAT_JPEG:
+        text = "BACKGROUND_TRANSPARENT with JPEG, which has no alpha; use PNG, WEBP or RAW_RGBA"
+        yield Violation("options.output.background", text)
+        yield Violation("options.output.format", text)
+    if output.embed_prompt and output.format in textless:
+        text = "a prompt can be embedded in PNG and WEBP only"
+        yield Violation("options.output.embed_prompt", text)
+        yield Violation("options.output.format", text)
+
+
+def _preview(options: image_pb2.ImageOptions) -> Iterator[Violation]:
+    preview = options.preview
+    if preview.disabled and (preview.every_n_steps or preview.max_edge or preview.format):
+        yield Violation("options.preview.disabled", "true with other preview fields set; leave them out")
+    if preview.max_edge and not PREVIEW_EDGE_MIN <= preview.max_edge <= PREVIEW_EDGE_MAX:
+        yield Violation(
+            "options.preview.max_edge",
+            f"{preview.max_edge}; {PREVIEW_EDGE_MIN} to {PREVIEW_EDGE_MAX}, or 0 for the preview's own size",
+        )
+    if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and preview.max_edge:
+        text = f"max_edge {preview.max_edge} with LATENT, which is never scaled"
+        yield Violation("options.preview.max_edge", text)
+        yield Violation("options.preview.format", text)
+
+
+def _enum(kind: type[E], number: int, name: Callable[[int], str], default: E) -> E:
+    """Our enum by the proto's name; the number is known to be one of the contract's."""
+    wire = name(number)  # e.g. IMAGE_FORMAT_RAW_RGBA
+    return next((value for value in kind if wire.endswith(f"_{value.name}")), default)
+
+
+def event(happened: Event, request_id: str, sequence: int, client_tag: str) -> image_pb2.ImageEvent:
+    """An event as the stream carries it."""
+    message = image_pb2.ImageEvent(request_id=request_id, sequence=sequence, client_tag=client_tag)
+    match happened:
+        case Accepted():
+            message.accepted.CopyFrom(_accepted(happened))
+        case Queued(position, wait):
+            message.queued.CopyFrom(image_pb2.Queued(position=position, estimated_wait=duration(wait)))
+        case Started(wait):
+            message.started.CopyFrom(image_pb2.Started(queue_wait=duration(wait)))
+        case Progress(step, total, left):
+            message.progress.CopyFrom(
+                image_pb2.Progress(step=step, total_steps=total, estimated_remaining=duration(left))
+            )
+        case Preview():
+            message.preview.CopyFrom(_preview_message(happened))
+        case ImageHeader():
+            message.image_header.CopyFrom(_header(happened))
+        case ImageChunk(offset, data):
+            message.image_chunk.CopyFrom(image_pb2.ImageChunk(offset=offset, data=data))
+        case Completed():
+            message.completed.CopyFrom(_completed(happened))
+    return message
+
+
+def duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromNanoseconds(round(seconds * 1e9))
+    return made
+
+
+def _accepted(accepted: Accepted) -> image_pb2.Accepted:
+    return image_pb2.Accepted(
+        seed=accepted.seed,
+        width=accepted.size.width,
+        height=accepted.size.height,
+        steps=accepted.steps,
+        guidance_scale=accepted.guidance_scale,
+        model=accepted.model,
+        reference_sizes=[image_pb2.Size(width=s.width, height=s.height) for s in accepted.reference_sizes],
+        prompt_tokens=accepted.prompt_tokens,
+        prompt_truncated=accepted.prompt_truncated,
+        estimated_wait=duration(accepted.estimated_wait),
+        estimated_duration=duration(accepted.estimated_duration),
+        estimated_usage=_usage(accepted.estimated_usage),
+    )
+
+
+def _preview_message(preview: Preview) -> image_pb2.Preview:
+    return image_pb2.Preview(
+        step=preview.step,
+        total_steps=preview.total_steps,
+        format=image_pb2.PreviewFormat.Value(f"PREVIEW_FORMAT_{preview.format.name}"),
+        width=preview.width,
+        height=preview.height,
+        channels=preview.channels,
+        data=preview.data,
+        skipped=preview.skipped,
+    )
+
+
+def _header(header: ImageHeader) -> image_pb2.ImageHeader:
+    return image_pb2.ImageHeader(
+        format=image_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{header.format.name}"),
+        mime_type=header.format.value,
+        width=header.size.width,
+        height=header.size.height,
+        alpha_method=image_pb2.AlphaMethod.Value(f"ALPHA_METHOD_{header.alpha_method.name}"),
+        size_bytes=header.size_bytes,
+        sha256=header.sha256,
+    )
+
+
+def _completed(completed: Completed) -> image_pb2.Completed:
+    return image_pb2.Completed(
+        usage=_usage(completed.usage),
+        timings=_timings(completed.timings),
+        max_step_requests=completed.max_step_requests,
+        previews_skipped=completed.previews_skipped,
+    )
+
+
+def _usage(usage: Usage) -> usage_pb2.Usage:
+    return usage_pb2.Usage(
+        output_pixels=usage.output_pixels,
+        output_megapixels=usage.output_megapixels,
+        reference_megapixels=usage.reference_megapixels,
+        cost_microusd=usage.cost_microusd,
+        billable=usage.billable,
+        price_version=usage.price_version,
+    )
+
+
+def _timings(timings: Timings) -> image_pb2.Timings:
+    return image_pb2.Timings(
+        queue=duration(timings.queue),
+        text=duration(timings.text),
+        references=duration(timings.references),
+        denoise=duration(timings.denoise),
+        decode=duration(timings.decode),
+        encode=duration(timings.encode),
+    )
