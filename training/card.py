@@ -85,7 +85,8 @@ into another and resizing work about every second time. At 256² edges are rough
 Anything but flat shapes: no photographs, scenes, words or counts above two. Rows of the table that are low are things
 that it does badly; nothing is hidden by choosing seeds (`docs/mini.png` is drawn from fixed ones). Colours
 that are not in the list, and references of anything but one flat shape on a plain or transparent ground, were never
-seen in training. Oblong sizes were trained least and are not scored. More than 4 steps changes little: compare the columns.
+seen in training. Oblong sizes were trained least and are not scored. More than 4 steps changes little: compare the
+columns.
 """
 
 

@@ -193,7 +193,7 @@ class Engine:
             drawing.steps_done += 1
 
     def preview(self, drawing: Drawing) -> Pixels:
-        """The last step's estimate as a picture, an eighth of the size; RGBA for a cut-out of native alpha, else RGB."""
+        """The last step's estimate as a picture, an eighth of the size; RGBA for a native cut-out, else RGB."""
         assert drawing.row is not None
         assert drawing.row.estimate is not None
         picture = _unit(self._preview.draw(drawing.row.estimate, drawing.request.size)[None])[0]

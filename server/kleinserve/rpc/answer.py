@@ -1,8 +1,11 @@
 """Errors to gRPC statuses with their details: the only place that ends an RPC with anything but OK."""
 
+from typing import Any
+
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -13,7 +16,7 @@ _MESSAGE_CHARACTERS_MAX = 1024  # message and details together stay under 4 KiB
 _VIOLATIONS_MAX = 8
 
 
-async def refuse(context: "grpc.aio.ServicerContext", error: KleinError, request_id: str) -> None:
+async def refuse(context: "grpc.aio.ServicerContext[Any, Any]", error: KleinError, request_id: str) -> None:
     """End the RPC with the error's status, message and details. Raises: grpc.aio.AbortError."""
     trailing = [("klein-request-id", request_id)]
     if error.retry_seconds is not None:
@@ -25,10 +28,8 @@ async def refuse(context: "grpc.aio.ServicerContext", error: KleinError, request
 
 
 def _status(error: KleinError, request_id: str) -> status_pb2.Status:
-    details = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id}),
-    ]
-    packed = [_packed(detail) for detail in details]
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id})
+    packed = [_packed(info)]
     if error.violations:
         bad = error_details_pb2.BadRequest()
         for violation in error.violations[:_VIOLATIONS_MAX]:
@@ -42,7 +43,7 @@ def _status(error: KleinError, request_id: str) -> status_pb2.Status:
     return status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message, details=packed)
 
 
-def _packed(detail: object) -> AnyMessage:
+def _packed(detail: Message) -> AnyMessage:
     packed = AnyMessage()
     packed.Pack(detail)
     return packed

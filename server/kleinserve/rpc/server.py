@@ -4,6 +4,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -34,7 +35,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     facts = engine.facts
     metrics.built(__version__, facts.name, facts.device, facts.dtype)
     for kind in ("used", "peak", "total"):
-        metrics.accelerator_memory_bytes.labels(kind).set_function(lambda kind=kind: engine.memory_bytes()[kind])
+        metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_memory, engine, kind))
     healthy = health.aio.HealthServicer()
     stopping, dead = asyncio.Event(), asyncio.Event()
     tasks: set[asyncio.Task[None]] = set()
@@ -84,6 +85,10 @@ def _grpc_server(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, server.add_insecure_port(f"{config.host}:{config.port}")
+
+
+def _memory(engine: Engine, kind: str) -> float:
+    return engine.memory_bytes()[kind]
 
 
 async def _say(healthy: health.aio.HealthServicer, *, is_serving: bool) -> None:

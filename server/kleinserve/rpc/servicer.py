@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -12,7 +13,7 @@ from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 from kleinserve import __version__
 from kleinserve.codec import reference
 from kleinserve.config import Config
-from kleinserve.core import ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
+from kleinserve.core import EDGE_MULTIPLE, Event, ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
 from kleinserve.errors import Cancelled, Internal, KleinError, NotImplementedHere, ReaderStalled
 from kleinserve.metrics import Metrics
 from kleinserve.rpc import convert
@@ -21,22 +22,28 @@ from kleinserve.scheduler.job import Job, Stage
 from kleinserve.scheduler.scheduler import Scheduler
 
 log = structlog.get_logger()
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ImageServicer(image_pb2_grpc.ImageServiceServicer):
-    """klein.v1.ImageService."""
+    """klein.v1.ImageService. Streams are written, not yielded as the stubs' types say: a write can be timed out."""
 
     def __init__(self, scheduler: Scheduler, facts: ModelFacts, config: Config, metrics: Metrics):
         self._scheduler, self._facts, self._config, self._metrics = scheduler, facts, config, metrics
 
-    async def Generate(self, request: image_pb2.GenerateRequest, context: Context) -> None:
+    async def Generate(  # type: ignore[override]
+        self, request: image_pb2.GenerateRequest, context: Context
+    ) -> None:
         await self._image(Operation.GENERATE, request, context)
 
-    async def Edit(self, request: image_pb2.EditRequest, context: Context) -> None:
+    async def Edit(  # type: ignore[override]
+        self, request: image_pb2.EditRequest, context: Context
+    ) -> None:
         await self._image(Operation.EDIT, request, context)
 
-    async def Attach(self, request: image_pb2.AttachRequest, context: Context) -> None:
+    async def Attach(  # type: ignore[override]
+        self, request: image_pb2.AttachRequest, context: Context
+    ) -> None:
         await refuse(context, NotImplementedHere("Attach needs idempotency keys, which are not served yet"), _new_id())
 
     async def Cancel(self, request: image_pb2.CancelRequest, context: Context) -> image_pb2.CancelResponse:
@@ -131,7 +138,7 @@ class _Stream:
         self._metrics, self._stall_seconds = metrics, config.reader_stall_seconds
         self._sequence = 0
 
-    async def write(self, context: Context, happened: convert.Event) -> None:
+    async def write(self, context: Context, happened: Event) -> None:
         """Send one event. Raises: ReaderStalled when the reader takes nothing for too long."""
         assert self.job is not None
         message = convert.event(happened, self.request_id, self._sequence, self.job.request.client_tag)
@@ -153,7 +160,9 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         await refuse(context, NotImplementedHere("GetUsage needs the ledger, which is not served yet"), _new_id())
         return usage_pb2.GetUsageResponse()
 
-    async def ListUsageRecords(self, request: usage_pb2.ListUsageRecordsRequest, context: Context) -> None:
+    async def ListUsageRecords(  # type: ignore[override]
+        self, request: usage_pb2.ListUsageRecordsRequest, context: Context
+    ) -> None:
         error = NotImplementedHere("ListUsageRecords needs the ledger, which is not served yet")
         await refuse(context, error, _new_id())
 
@@ -172,15 +181,15 @@ def capabilities(facts: ModelFacts, config: Config) -> image_pb2.GetCapabilities
         max_steps=config.max_steps,
         min_edge=convert.EDGE_MIN,
         max_edge=convert.EDGE_MAX,
-        edge_multiple=convert.EDGE_MULTIPLE,
+        edge_multiple=EDGE_MULTIPLE,
         max_pixels=convert.PIXELS_MAX,
         max_references=convert.REFERENCES_MAX,
         max_reference_bytes=config.reference_bytes_max,
         max_reference_pixels=config.reference_pixels_max,
         max_prompt_tokens=facts.prompt_tokens_max,
-        image_formats=[image_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{f.name}") for f in ImageFormat],
-        preview_formats=[image_pb2.PreviewFormat.Value(f"PREVIEW_FORMAT_{f.name}") for f in PreviewFormat],
-        alpha_methods=[image_pb2.AlphaMethod.Value(f"ALPHA_METHOD_{m.name}") for m in facts.alpha_methods],
+        image_formats=[f"IMAGE_FORMAT_{f.name}" for f in ImageFormat],
+        preview_formats=[f"PREVIEW_FORMAT_{f.name}" for f in PreviewFormat],
+        alpha_methods=[f"ALPHA_METHOD_{m.name}" for m in facts.alpha_methods],
         chunk_bytes=config.chunk_bytes,
         price=image_pb2.Price(
             first_output_megapixel_microusd=config.price_first_output_megapixel_microusd,

@@ -81,7 +81,11 @@ class Scheduler:
 
     def _hand(self, function: Callable[..., None]) -> Callable[..., None]:
         """`function` as the engine thread may call it: run soon, on the event loop."""
-        return lambda *arguments: self._loop.call_soon_threadsafe(function, *arguments) and None
+
+        def hand(*arguments: Any) -> None:
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+        return hand
 
     async def start(self) -> None:
         """Make a real warm-up image, then serve. Raises what the warm-up raised."""
