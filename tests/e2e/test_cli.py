@@ -2,45 +2,14 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.client.command import klein, on_a_terminal, read_until
-
-
-@dataclass(frozen=True)
-class Serving:
-    """Where a server listens and where its metrics are, both HOST:PORT."""
-
-    target: str
-    metrics: str
-
-    def counted(self, name: str) -> float:
-        """The sum of a counter over its labels."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{self.metrics}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[{{ ]", line))
-
-
-@pytest.fixture(scope="module")
-def serving() -> Iterator[Serving]:
-    """A server of its own process, ended by SIGTERM, with exit code 0."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = next(filter(None, (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)))
-        yield Serving(found[1], found[2])
-        process.terminate()
-        assert process.wait(60) == 0
+from tests.e2e.conftest import Serving
 
 
 def test_generate(serving: Serving, tmp_path: Path) -> None:

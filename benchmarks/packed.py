@@ -1,0 +1,107 @@
+"""Packed stepping against one request after another, and the server's overhead; mini, this machine, one run.
+
+    .venv/bin/python -m benchmarks.packed
+
+Prints medians over the repetitions. Denoising alone for the ratios; one 256² request end to end for the overhead.
+"""
+
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from kleinclient import Client
+from kleinserve.codec import image
+from kleinserve.codec.provenance import Provenance
+from kleinserve.config import Config
+from kleinserve.core import Operation, Request, Size
+from kleinserve.engine import checkpoint
+from kleinserve.engine.engine import Drawing, Engine, resolve
+
+REPETITIONS = 9
+MIXED = [(64, 64), (128, 128), (256, 256), (192, 96), (64, 128), (128, 64), (256, 128), (96, 96)]
+
+
+def requests(sizes: list[tuple[int, int]]) -> list[Request]:
+    return [Request(f"{i}", Operation.GENERATE, "a red circle", (), Size(*s), i, 4, 1.0) for i, s in enumerate(sizes)]
+
+
+def begun(engine: Engine, asked: list[Request]) -> list[Drawing]:
+    drawings = [engine.drawing(request) for request in asked]
+    engine.begin(drawings)
+    return drawings
+
+
+def together(engine: Engine, drawings: list[Drawing]) -> float:
+    started = time.perf_counter()
+    while not drawings[0].is_denoised:
+        engine.step(drawings)
+    return time.perf_counter() - started
+
+
+def alone(engine: Engine, drawings: list[Drawing]) -> float:
+    return sum(together(engine, [drawing]) for drawing in drawings)
+
+
+def median(measure: Callable[[], float]) -> float:
+    measure()
+    return statistics.median(measure() for _ in range(REPETITIONS))
+
+
+def ratio(engine: Engine, sizes: list[tuple[int, int]]) -> tuple[float, float, float]:
+    """Seconds one after another, seconds packed, and the median of the paired ratios."""
+    pairs = []
+    for _ in range(REPETITIONS + 1):
+        asked = requests(sizes)
+        pairs.append((alone(engine, begun(engine, asked)), together(engine, begun(engine, asked))))
+    pairs = pairs[1:]
+    one, packed = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return one, packed, statistics.median(a / b for a, b in pairs)
+
+
+def bare(engine: Engine) -> float:
+    """Seconds of one 256² request through the engine alone: prompt cached, steps, previews, decode, PNG."""
+    asked = requests([(256, 256)])
+    started = time.perf_counter()
+    drawing = begun(engine, asked)[0]
+    while not drawing.is_denoised:
+        engine.step([drawing])
+        engine.preview(drawing)
+    result = resolve(drawing, engine.decode([drawing])[0])
+    made_by = Provenance("mini", 0, 4, "0", "")
+    image.encode(result.pixels, asked[0].output, result.alpha_method, made_by)
+    return time.perf_counter() - started
+
+
+def served(client: Client) -> float:
+    started = time.perf_counter()
+    client.generate("a red circle", size=(256, 256), seed=0, steps=4).result()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    engine = Engine(checkpoint.find("mini"), Config())
+    print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} torch threads, mini, float32")
+    for name, sizes in (("8 x 128²", [(128, 128)] * 8), ("8 x 64²", [(64, 64)] * 8), ("8 mixed, 64² to 256²", MIXED)):
+        one, packed, times = ratio(engine, sizes)
+        print(f"{name}: one after another {one * 1e3:.0f} ms, packed {packed * 1e3:.0f} ms, {times:.2f} times")
+    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        found = re.match(r"serving on (\S+),", process.stdout.readline())
+        assert found is not None
+        with Client(found[1]) as client:
+            client.generate("a red circle", size=(256, 256), seed=0).result()
+            pairs = [(bare(engine), served(client)) for _ in range(2 * REPETITIONS)]
+        process.terminate()
+    alone_, through = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+    over = statistics.median((b - a) * 1e3 for a, b in pairs)
+    print(f"one 256² request: bare engine {alone_:.0f} ms, through the server {through:.0f} ms, overhead {over:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""Streams, cancellation, deadlines, errors and drain, through a real server and real clients."""
+
+import asyncio
+import io
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
+from PIL import Image
+
+from tests.e2e.conftest import Serving, served
+
+
+@pytest.fixture
+async def channel(serving: Serving) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(serving.target, options=[("grpc.enable_http_proxy", 0)]) as opened:
+        yield opened
+
+
+def generate(
+    seed: int = 0, size: tuple[int, int] = (64, 64), steps: int = 4, **options: object
+) -> image_pb2.GenerateRequest:
+    made = image_pb2.ImageOptions(width=size[0], height=size[1], steps=steps, seed=seed, **options)
+    return image_pb2.GenerateRequest(prompt="a red circle on a blue background", options=made)
+
+
+def edit(references: list[bytes], seed: int = 0, **options: object) -> image_pb2.EditRequest:
+    return image_pb2.EditRequest(
+        prompt="make it green",
+        references=[image_pb2.Reference(image=data) for data in references],
+        options=image_pb2.ImageOptions(seed=seed, **options),
+    )
+
+
+def png(width: int = 64, height: int = 64, colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+async def final(channel: grpc.aio.Channel, request: object) -> tuple[np.ndarray, image_pb2.Completed]:
+    """The final pixels of a request and what completed says."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+    call = stub.Edit(request) if isinstance(request, image_pb2.EditRequest) else stub.Generate(request)
+    data, completed = b"", None
+    async for event in call:
+        data += event.image_chunk.data
+        completed = event.completed if event.HasField("completed") else completed
+    assert completed is not None
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGBA")).astype(int), completed
+
+
+async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, str, dict[str, object]]:
+    """Status, reason and details of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in call:
+            pass
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    details: dict[str, object] = {}
+    for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
+        for packed in status.details:
+            if packed.Is(kind.DESCRIPTOR):
+                unpacked = kind()
+                packed.Unpack(unpacked)
+                details[kind.DESCRIPTOR.name] = unpacked
+    info = details["ErrorInfo"]
+    assert isinstance(info, error_details_pb2.ErrorInfo)
+    assert info.domain == "klein.v1"
+    assert info.metadata["request_id"]
+    return caught.value.code(), info.reason, details
+
+
+async def test_order(channel: grpc.aio.Channel) -> None:
+    """The events come in the contract's order, numbered from 0, with a preview after every step."""
+    call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(client_tag="mine"))
+    events = [event async for event in call]
+    kinds = [event.WhichOneof("event") for event in events]
+    assert [event.sequence for event in events] == list(range(len(events)))
+    assert {event.client_tag for event in events} == {"mine"}
+    assert dict(await call.initial_metadata())["klein-request-id"] == events[0].request_id
+    assert kinds[:2] == ["accepted", "started"]
+    assert kinds[-3:] == ["image_header", "image_chunk", "completed"]
+    assert set(kinds[2:-3]) == {"progress", "preview"}
+    assert [event.progress.step for event in events if event.HasField("progress")] == [1, 2, 3, 4]
+    assert [event.preview.step for event in events if event.HasField("preview")][-1] == 4
+    assert not events[0].accepted.estimated_usage.billable
+    assert events[-1].completed.usage.billable
+    assert events[-1].completed.usage.cost_microusd == 14_000
+
+
+async def test_together_equals_alone(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """Sixteen concurrent requests of mixed sizes, steps and references are what each is alone, within 2/255."""
+    sizes = [(64, 64), (128, 64), (96, 128), (256, 256)]
+    colours = ["red", "green", "blue", "yellow"]
+    requests: list[object] = []
+    for i in range(16):
+        width, height = sizes[i % 4]
+        references = [png(64 + 16 * k, 64, colours[(i + k) % 4]) for k in range(i % 5)]
+        options = {"width": width, "height": height, "steps": 1 + i % 8}
+        requests.append(edit(references, i, **options) if references else generate(i, (width, height), 1 + i % 8))
+    together = await asyncio.gather(*(final(channel, request) for request in requests))
+    assert max(completed.max_step_requests for _, completed in together) > 4
+    assert serving.counted("klein_step_requests_sum") > serving.counted("klein_step_requests_count")
+    for request, (picture, _) in zip(requests, together, strict=True):
+        alone, completed = await final(channel, request)
+        assert completed.max_step_requests == 1
+        assert np.abs(picture - alone).max() <= 2
+
+
+async def test_one_of_four_cancelled(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """Cancelling one of four mid-way leaves the other three what they are alone."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+    before = serving.counted('klein_cancelled_total{where="step"}')
+    others = [asyncio.create_task(final(channel, generate(i, (128, 128), 30))) for i in range(3)]
+    call = stub.Generate(generate(9, (128, 128), 30))
+    async for event in call:
+        if event.progress.step >= 2:
+            break
+    call.cancel()
+    made = [picture for picture, _ in await asyncio.gather(*others)]
+    for i, picture in enumerate(made):
+        alone, _ = await final(channel, generate(i, (128, 128), 30))
+        assert np.abs(picture - alone).max() <= 2
+    assert serving.counted('klein_cancelled_total{where="step"}') == before + 1
+    assert serving.counted("klein_running_requests") == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (image_pb2.GenerateRequest(prompt="  "), ["prompt"]),
+        (generate(size=(100, 64)), ["options.width"]),
+        (generate(size=(64, 0)), ["options.width", "options.height"]),
+        (generate(size=(8192, 1024)), ["options.width", "options.height"]),
+        (generate(steps=51), ["options.steps"]),
+        (generate(guidance_scale=2.0), ["options.guidance_scale"]),
+        (generate(output=image_pb2.OutputOptions(quality=5)), ["options.output.quality", "options.output.format"]),
+        (
+            generate(output=image_pb2.OutputOptions(format="IMAGE_FORMAT_JPEG", background="BACKGROUND_TRANSPARENT")),
+            ["options.output.background", "options.output.format"],
+        ),
+        (generate(preview=image_pb2.PreviewOptions(disabled=True, max_edge=64)), ["options.preview.disabled"]),
+        (generate(preview=image_pb2.PreviewOptions(max_edge=8)), ["options.preview.max_edge"]),
+        (generate(idempotency_key="a"), ["options.idempotency_key"]),
+        (generate(on_disconnect="ON_DISCONNECT_DETACH"), ["options.on_disconnect"]),
+        (generate(client_tag="x" * 129), ["options.client_tag"]),
+        (generate(priority=9), ["options.priority"]),
+        (edit([]), ["references"]),
+        (edit([png()] * 5), ["references"]),
+        (image_pb2.GenerateRequest.FromString(b"\x0a\x01a\x12\x03\x88\x01\x01"), ["options.#17"]),
+        (generate(size=(100, 64), steps=99), ["options.width", "options.steps"]),
+    ],
+)
+async def test_invalid_field(channel: grpc.aio.Channel, request_: object, fields: list[str]) -> None:
+    """A bad field is refused by name, all of them in one answer."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+    call = stub.Edit(request_) if isinstance(request_, image_pb2.EditRequest) else stub.Generate(request_)
+    code, reason, details = await refused(call)
+    bad = details["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert [violation.field for violation in bad.field_violations] == fields
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "REFERENCE_UNREADABLE"),
+        (b"no image", "REFERENCE_UNREADABLE"),
+        (png()[:-40], "REFERENCE_UNREADABLE"),
+        (png(32, 32), "REFERENCE_UNSUPPORTED"),
+        (png(1024, 64), "REFERENCE_UNSUPPORTED"),
+        (png() + b"\0" * (10 * 1024 * 1024), "REFERENCE_TOO_LARGE"),
+        (png(6000, 6000), "REFERENCE_TOO_LARGE"),
+    ],
+)
+async def test_bad_reference(channel: grpc.aio.Channel, data: bytes, reason: str) -> None:
+    """A reference that cannot be used is refused by its place in the request."""
+    code, given, details = await refused(image_pb2_grpc.ImageServiceStub(channel).Edit(edit([png(), data])))
+    bad = details["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert (code, given) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
+    assert bad.field_violations[0].field == "references[1].image"
+
+
+async def test_not_implemented(channel: grpc.aio.Channel) -> None:
+    """What needs a ledger or keys says that it is not implemented."""
+    images, usage = image_pb2_grpc.ImageServiceStub(channel), usage_pb2_grpc.UsageServiceStub(channel)
+    for call in (images.Attach(image_pb2.AttachRequest()), usage.ListUsageRecords(usage_pb2.ListUsageRecordsRequest())):
+        code, reason, _ = await refused(call)
+        assert (code, reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    for unary in (images.Cancel(image_pb2.CancelRequest()), usage.GetUsage(usage_pb2.GetUsageRequest())):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_deadline(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """A deadline that passes while the request runs ends it with DEADLINE_PASSED, before the client's own timer."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+    code, reason, _ = await refused(stub.Generate(generate(size=(256, 256), steps=50), timeout=0.5))
+    assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_PASSED")
+    assert serving.counted('klein_deadline_total{outcome="missed"}') >= 1
+
+
+async def test_same_bytes(channel: grpc.aio.Channel) -> None:
+    """The same request alone gives the same file."""
+    hashes = set()
+    for _ in range(2):
+        async for event in image_pb2_grpc.ImageServiceStub(channel).Generate(generate(3)):
+            if event.HasField("image_header"):
+                hashes.add(event.image_header.sha256)
+    assert len(hashes) == 1
+
+
+async def test_transparent(channel: grpc.aio.Channel) -> None:
+    """A transparent background is native on mini: a subject with alpha 255, colour 0 where alpha is 0."""
+    output = image_pb2.OutputOptions(background="BACKGROUND_TRANSPARENT")
+    request = generate(size=(128, 128), output=output)
+    request.prompt = "a red circle"
+    picture, _ = await final(channel, request)
+    alpha = picture[..., 3]
+    assert alpha.max() == 255
+    assert (alpha == 0).mean() > 0.3
+    assert not picture[alpha == 0][:, :3].any()
+
+
+async def test_health_and_pages(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """A warm server is SERVING for all its services, and its probes say so."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    for service in ("", "klein.v1.ImageService", "klein.v1.UsageService"):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert serving.page("/healthz")[0] == serving.page("/readyz")[0] == 200
+    assert serving.page("/nothing")[0] == 404
+
+
+async def test_full_queue_and_drain(tmp_path: Path) -> None:
+    """A full queue refuses with QUEUE_FULL and a retry delay; SIGTERM finishes what was admitted and exits 0."""
+    config = tmp_path / "small.toml"
+    config.write_text("queue_requests_max = 1\nstep_tokens_max = 1\n")
+    with served("--config", str(config)) as server:
+        options = [("grpc.enable_http_proxy", 0)]
+        async with grpc.aio.insecure_channel(server.target, options=options) as channel:
+            stub = image_pb2_grpc.ImageServiceStub(channel)
+            running = stub.Generate(generate(size=(256, 256), steps=20))
+            await _until(running, "progress")
+            waiting = stub.Generate(generate(size=(64, 64)))
+            await _until(waiting, "queued")
+            code, reason, details = await refused(stub.Generate(generate()))
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+            assert "RetryInfo" in details
+            server.process.send_signal(signal.SIGTERM)
+            await _until(running, "completed")
+            await _until(waiting, "completed")
+        assert await asyncio.to_thread(server.process.wait, 60) == 0
+
+
+async def _until(call: "grpc.aio.UnaryStreamCall", kind: str) -> None:
+    while (event := await call.read()) is not grpc.aio.EOF:
+        if event.WhichOneof("event") == kind:
+            return
+    raise AssertionError(f"the stream ended without {kind}")
