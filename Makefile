@@ -38,5 +38,11 @@ demo: setup ## serve mini, generate and edit with previews, leave PNGs in demo/
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
+bench: setup ## packed stepping and the server's overhead on mini
+	$(BIN)/python -m benchmarks.packed
+
+mini: setup ## train mini from its seeds, resuming from training/runs (hours on a CPU)
+	$(BIN)/python -m training all
+
 clean: ## remove what the targets above made
 	rm -rf .venv demo
