@@ -16,7 +16,7 @@ TO_BLACK = "Change the background to plain pure black. Keep everything else exac
 
 _TRANSPARENT = 0.5  # below this alpha a pixel counts as background
 _BACKGROUND_SHARE_MIN = 0.01  # a cut-out with less background than this found none
-_DRIFT_MAX = 0.08  # mean disagreement of the three channels' alphas before the two pictures count as misaligned
+_DRIFT_MAX = 0.08  # disagreement of the channels, as a share of the subject, above which it moved
 _KEY_NEAR, _KEY_FAR = 0.06, 0.22  # colour distance (root mean square) from background to subject
 _BORDER_SHARE_MIN = 0.6  # share of the border that must have the background's colour
 
@@ -40,8 +40,9 @@ def difference(on_white: Picture, on_black: Picture) -> Picture | None:
     """
     gap = on_white[..., :3] - on_black[..., :3]
     grey = gap.mean(axis=-1)
-    drift = np.abs(gap - grey[..., None]).max(axis=-1).mean() + np.maximum(-grey, 0).mean()
     alpha = np.clip(1 - grey, 0, 1)
+    disagreement = np.abs(gap - grey[..., None]).max(axis=-1) + np.maximum(-grey, 0)
+    drift = disagreement.sum() / max(float(alpha.sum()), 1.0)  # a share of the subject, not of the picture
     if drift > _DRIFT_MAX or not has_background(alpha):
         return None
     colour = np.clip(on_black[..., :3] / np.maximum(alpha, 1e-3)[..., None], 0, 1)
