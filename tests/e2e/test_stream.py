@@ -245,7 +245,7 @@ async def test_health_and_pages(serving: Serving, channel: grpc.aio.Channel) -> 
 
 
 async def test_full_queue_and_drain(tmp_path: Path) -> None:
-    """A full queue refuses with QUEUE_FULL and a retry delay; SIGTERM finishes what was admitted and exits 0."""
+    """A full queue refuses with QUEUE_FULL and a retry delay; SIGTERM finishes what was admitted, refuses the rest."""
     config = tmp_path / "small.toml"
     config.write_text("queue_requests_max = 1\nstep_tokens_max = 1\n")
     with served("--config", str(config)) as server:
@@ -260,6 +260,10 @@ async def test_full_queue_and_drain(tmp_path: Path) -> None:
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
             assert "RetryInfo" in details
             server.process.send_signal(signal.SIGTERM)
+            while reason == "QUEUE_FULL":  # until the signal has arrived
+                code, reason, details = await refused(stub.Generate(generate()))
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            assert "RetryInfo" in details
             await _until(running, "completed")
             await _until(waiting, "completed")
         assert await asyncio.to_thread(server.process.wait, 60) == 0
