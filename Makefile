@@ -1,6 +1,8 @@
 # `make` prints this list. Everything runs in .venv, made from constraints.txt.
 PYTHON ?= python3.11
+# protoc finds its plugins on PATH.
 BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fix serve proto bench mini clean
 
