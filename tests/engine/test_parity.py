@@ -5,25 +5,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import Flux2KleinPipeline
+from diffusers import DiffusionPipeline
 from kleinserve.config import Config
-from kleinserve.core import Operation, Pixels, Reference, Request, Size
+from kleinserve.core import Operation, Pixels, Reference, Request, Size, Variant
 from kleinserve.engine import checkpoint
 from kleinserve.engine.alpha import Picture
 from kleinserve.engine.engine import Engine
 from PIL import Image
 
-from tests.engine.checkpoints import klein
+from tests.engine.checkpoints import flux2, klein
 
 TOLERANCE = 1 / 255
 
 
 def reference(width: int, height: int, seed: int, channels: int) -> Reference:
-    """A reference of smooth random colours, opaque."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
-    array = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-    if channels == 4:
-        array = np.dstack([array, np.full((height, width), 255, np.uint8)])
+    """A reference of smooth random colours and, where it has any, smooth random alpha."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, channels), dtype=np.uint8)
+    bands = [
+        Image.fromarray(band).resize((width, height), Image.Resampling.BICUBIC) for band in np.moveaxis(coarse, 2, 0)
+    ]
+    array = np.dstack([np.asarray(band) for band in bands])
     return Reference(Pixels(Size(width, height), channels, array.tobytes()), f"{seed}/{width}x{height}".encode())
 
 
@@ -49,24 +50,30 @@ class Model:
     def __init__(self, directory: Path):
         self.layout = checkpoint.find(str(directory))
         self.engine = Engine(self.layout, Config(threads=1))
-        self.pipeline = Flux2KleinPipeline.from_pretrained(directory)
+        self.pipeline = DiffusionPipeline.from_pretrained(directory)
         self.pipeline.set_progress_bar_config(disable=True)
         # The stock processor would drop the alpha that a 4-channel VAE needs.
         self.pipeline.image_processor.register_to_config(do_convert_rgb=False)
-        self.channels = 4 if self.engine.facts.has_native_alpha else 3
+        facts = self.engine.facts
+        self.channels = 4 if facts.has_native_alpha else 3
+        self.scales = (2.5, 4.0) if facts.variant is Variant.GUIDANCE_EMBEDDED else (facts.default_guidance_scale,)
 
     def requests(self) -> list[Request]:
-        """Sixteen of mixed sizes, steps and references."""
-        scale = self.engine.facts.default_guidance_scale
+        """Sixteen of mixed sizes, steps, references and guidance."""
         sizes = [(64, 64), (96, 64), (128, 128), (256, 64), (64, 128), (256, 256)]
-        prompts = ["a red circle", "a blue star on a green background", "make it yellow", "two of them side by side"]
+        prompts = [
+            "a red circle",
+            "a blue star on a green background",
+            "make it yellow",
+            "two of them side by side, " * 16,
+        ]
         made = []
         for i in range(16):
             references = tuple(
                 reference(64 + 16 * (i % 3), 64 + 32 * (k % 2), i + k, self.channels) for k in range(i % 5)
             )
             operation = Operation.EDIT if references else Operation.GENERATE
-            size, steps = Size(*sizes[i % 6]), 1 + i % 8
+            size, steps, scale = Size(*sizes[i % 6]), 1 + i % 8, self.scales[i % len(self.scales)]
             made.append(Request(f"{i}", operation, prompts[i % 4], references, size, i, steps, scale))
         return made
 
@@ -86,16 +93,22 @@ class Model:
         return made
 
 
-@pytest.fixture(scope="module", params=["mini", "random", "random base"])
+LAYOUTS = {
+    "mini": lambda directory: checkpoint.MINI,
+    "distilled": klein,
+    "base": lambda directory: klein(directory, is_distilled=False),
+    "native alpha": lambda directory: klein(directory, channels=4),
+    "flux2": flux2,
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    if request.param == "mini":
-        return Model(checkpoint.MINI)
-    directory = tmp_path_factory.mktemp("klein")
-    return Model(klein(directory, is_distilled=request.param == "random"))
+    return Model(LAYOUTS[request.param](tmp_path_factory.mktemp("checkpoint")))
 
 
 def test_alone_equals_stock(model: Model) -> None:
-    """A generation and a two-reference edit alone are what the stock pipeline makes of the same seed."""
+    """Generations and a two-reference edit alone are what the stock pipeline makes of the same seed."""
     for request in [model.requests()[i] for i in (0, 2, 7)]:
         assert np.abs(draw(model.engine, request)[0] - model.stock(request)).max() <= TOLERANCE
 
@@ -108,13 +121,15 @@ def test_together_equals_stock(model: Model) -> None:
 
 
 def test_inputs_matter(model: Model) -> None:
-    """Another prompt, another reference and another order of references change the picture: parity is not blind."""
+    """Another prompt, reference, order of references or guidance changes the picture: parity is not blind."""
     one, two = reference(64, 64, 1, model.channels), reference(96, 64, 2, model.channels)
-    scale = model.engine.facts.default_guidance_scale
 
-    def made(prompt: str, *references: Reference) -> Picture:
+    def made(prompt: str, *references: Reference, scale: float = model.scales[0]) -> Picture:
         return draw(model.engine, Request("x", Operation.EDIT, prompt, references, Size(64, 64), 0, 4, scale))[0]
 
     base = made("a red circle", one, two)
-    for other in (made("a blue star", one, two), made("a red circle", one, one), made("a red circle", two, one)):
+    others = [made("a blue star", one, two), made("a red circle", one, one), made("a red circle", two, one)]
+    if model.engine.facts.variant is not Variant.DISTILLED:
+        others.append(made("a red circle", one, two, scale=model.scales[0] + 1.5))
+    for other in others:
         assert np.abs(other - base).max() > 4 * TOLERANCE

@@ -32,28 +32,34 @@ class Tokenizer:
         self._lock = threading.Lock()  # the fast tokenizers keep state
 
     def tokenize(self, prompt: str) -> Tokens:
-        """The prompt through the chat template, cut at `tokens_max`.
+        """The prompt through the chat template, cut at `tokens_max` on the tokenizer's side.
 
         Source: _get_qwen3_prompt_embeds and _get_mistral_3_small_prompt_embeds, diffusers 0.42.1.
         """
         with self._lock:
-            ids = self._mistral(prompt) if self._is_mistral else self._qwen(prompt)
-        return Tokens(tuple(ids[: self.tokens_max]), len(ids))
+            text = self._mistral(prompt) if self._is_mistral else self._qwen(prompt)
+            # As transformers' processors: a template that writes the first special token is not given a second one.
+            first = self._tokenizer.bos_token
+            add_special = not (self._is_mistral and first is not None and text.startswith(first))
+            ids = self._tokenizer(text, add_special_tokens=add_special)["input_ids"]
+            count = len(ids)
+            if count > self.tokens_max:
+                limit = {"truncation": True, "max_length": self.tokens_max}
+                ids = self._tokenizer(text, add_special_tokens=add_special, **limit)["input_ids"]
+        return Tokens(tuple(ids), count)
 
-    def _qwen(self, prompt: str) -> list[int]:
+    def _qwen(self, prompt: str) -> str:
         message = [{"role": "user", "content": prompt}]
-        text = self._tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        return str(
+            self._tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         )
-        return list(self._tokenizer(text)["input_ids"])
 
-    def _mistral(self, prompt: str) -> list[int]:
-        messages = format_input(prompts=[prompt], system_message=SYSTEM_MESSAGE)
-        return list(
-            self._tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=True, return_dict=True)[
-                "input_ids"
-            ][0]
-        )
+    def _mistral(self, prompt: str) -> str:
+        """As the stock pipeline's processor renders it; that processor itself would need torchvision."""
+        messages = format_input(prompts=[prompt], system_message=SYSTEM_MESSAGE)[0]
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
 
     def padded(self, prompts: list[Tokens]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask [B, tokens_max], padded on the tokenizer's side."""
