@@ -1,15 +1,19 @@
 """A real server on free ports, in a process of its own."""
 
+import os
 import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import grpc
 import pytest
+
+from tests.e2e.calls import opened
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,29 @@ class Serving:
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[Serving]:
-    """A server with these arguments, ended by SIGTERM, with exit code 0."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = next(filter(None, (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)))
-        yield Serving(found[1], found[2], process)
-        process.terminate()
-        assert process.wait(60) == 0
+def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
+    """A server with these arguments and variables, ended by SIGTERM, with exit code 0 unless the test ended it."""
+    command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
+        try:
+            assert process.stdout is not None
+            lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
+            found = next(filter(None, lines))
+            yield Serving(found[1], found[2], process)
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(60) == 0
+        finally:
+            process.kill()  # a test that fails leaves nothing running
 
 
 @pytest.fixture(scope="module")
 def serving() -> Iterator[Serving]:
     with served() as server:
         yield server
+
+
+@pytest.fixture
+async def channel(serving: Serving) -> AsyncIterator[grpc.aio.Channel]:
+    async with opened(serving.target) as channel:
+        yield channel

@@ -1,9 +1,7 @@
 """Streams, cancellation, deadlines, errors and drain, through a real server and real clients."""
 
 import asyncio
-import io
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -11,72 +9,10 @@ import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_status import rpc_status
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
-from PIL import Image
 
+from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import Serving, served
-
-
-@pytest.fixture
-async def channel(serving: Serving) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(serving.target, options=[("grpc.enable_http_proxy", 0)]) as opened:
-        yield opened
-
-
-def generate(
-    seed: int = 0, size: tuple[int, int] = (64, 64), steps: int = 4, **options: object
-) -> image_pb2.GenerateRequest:
-    made = image_pb2.ImageOptions(width=size[0], height=size[1], steps=steps, seed=seed, **options)
-    return image_pb2.GenerateRequest(prompt="a red circle on a blue background", options=made)
-
-
-def edit(references: list[bytes], seed: int = 0, **options: object) -> image_pb2.EditRequest:
-    return image_pb2.EditRequest(
-        prompt="make it green",
-        references=[image_pb2.Reference(image=data) for data in references],
-        options=image_pb2.ImageOptions(seed=seed, **options),
-    )
-
-
-def png(width: int = 64, height: int = 64, colour: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
-    return file.getvalue()
-
-
-async def final(channel: grpc.aio.Channel, request: object) -> tuple[np.ndarray, image_pb2.Completed]:
-    """The final pixels of a request and what completed says."""
-    stub = image_pb2_grpc.ImageServiceStub(channel)
-    call = stub.Edit(request) if isinstance(request, image_pb2.EditRequest) else stub.Generate(request)
-    data, completed = b"", None
-    async for event in call:
-        data += event.image_chunk.data
-        completed = event.completed if event.HasField("completed") else completed
-    assert completed is not None
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGBA")).astype(int), completed
-
-
-async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, str, dict[str, object]]:
-    """Status, reason and details of a call that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
-            pass
-    status = rpc_status.from_call(caught.value)
-    assert status is not None
-    details: dict[str, object] = {}
-    for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo):
-        for packed in status.details:
-            if packed.Is(kind.DESCRIPTOR):
-                unpacked = kind()
-                packed.Unpack(unpacked)
-                details[kind.DESCRIPTOR.name] = unpacked
-    info = details["ErrorInfo"]
-    assert isinstance(info, error_details_pb2.ErrorInfo)
-    assert info.domain == "klein.v1"
-    assert info.metadata["request_id"]
-    return caught.value.code(), info.reason, details
 
 
 async def test_order(channel: grpc.aio.Channel) -> None:
@@ -249,13 +185,12 @@ async def test_full_queue_and_drain(tmp_path: Path) -> None:
     config = tmp_path / "small.toml"
     config.write_text("queue_requests_max = 1\nstep_tokens_max = 1\n")
     with served("--config", str(config)) as server:
-        options = [("grpc.enable_http_proxy", 0)]
-        async with grpc.aio.insecure_channel(server.target, options=options) as channel:
+        async with opened(server.target) as channel:
             stub = image_pb2_grpc.ImageServiceStub(channel)
             running = stub.Generate(generate(size=(256, 256), steps=20))
-            await _until(running, "progress")
+            await until(running, "progress")
             waiting = stub.Generate(generate(size=(64, 64)))
-            await _until(waiting, "queued")
+            await until(waiting, "queued")
             code, reason, details = await refused(stub.Generate(generate()))
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
             assert "RetryInfo" in details
@@ -264,13 +199,6 @@ async def test_full_queue_and_drain(tmp_path: Path) -> None:
                 code, reason, details = await refused(stub.Generate(generate()))
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
             assert "RetryInfo" in details
-            await _until(running, "completed")
-            await _until(waiting, "completed")
+            await until(running, "completed")
+            await until(waiting, "completed")
         assert await asyncio.to_thread(server.process.wait, 60) == 0
-
-
-async def _until(call: "grpc.aio.UnaryStreamCall", kind: str) -> None:
-    while (event := await call.read()) is not grpc.aio.EOF:
-        if event.WhichOneof("event") == kind:
-            return
-    raise AssertionError(f"the stream ended without {kind}")
