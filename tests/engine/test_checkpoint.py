@@ -1,9 +1,13 @@
 """What is not a checkpoint is refused in one line; what is tells its facts itself."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kleinserve.config import Config
@@ -11,8 +15,9 @@ from kleinserve.core import AlphaMethod, Size, Variant
 from kleinserve.engine import checkpoint
 from kleinserve.engine.engine import Engine
 from kleinserve.errors import UnusableCheckpoint
+from safetensors.torch import load_file, save_file
 
-from tests.engine.checkpoints import klein
+from tests.engine.checkpoints import flux2, klein
 
 
 def test_facts_come_from_the_checkpoint(tmp_path: Path) -> None:
@@ -25,27 +30,117 @@ def test_facts_come_from_the_checkpoint(tmp_path: Path) -> None:
     assert facts.alpha_methods == (AlphaMethod.OPAQUE, AlphaMethod.DIFFERENCE, AlphaMethod.KEY)
 
 
-@pytest.mark.parametrize("model", ["/no/such/place", "not a hub id", "geometry:/no/such/place"])
-def test_unknown_model_is_one_line(model: str) -> None:
-    """A model that is nowhere ends the command with one line and exit code 2."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--model", model, "--port", "0", "--metrics-port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("kleinserve: ")
+def test_old_config_means_the_defaults(tmp_path: Path) -> None:
+    """A FLUX.2 transformer config from before `guidance_embeds` is read as diffusers reads it: with guidance."""
+    directory = flux2(tmp_path)
+    edit(directory / "transformer" / "config.json", "guidance_embeds", None)
+    facts = Engine(checkpoint.find(str(directory)), Config(threads=1)).facts
+    assert (facts.variant, facts.default_steps, facts.default_guidance_scale) == (Variant.GUIDANCE_EMBEDDED, 50, 4.0)
 
 
-def test_incomplete_directories_say_what_is_missing(tmp_path: Path) -> None:
-    """A directory without an index, without parts, or without safetensors is refused by name."""
-    with pytest.raises(UnusableCheckpoint, match=r"no model_index\.json"):
-        checkpoint.find(str(tmp_path))
-    (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKLFlux2"]}))
-    with pytest.raises(UnusableCheckpoint, match=r"lacks .*transformer"):
-        checkpoint.find(str(tmp_path))
-    whole = klein(tmp_path / "whole")
-    next((whole / "vae").glob("*.safetensors")).unlink()
-    with pytest.raises(UnusableCheckpoint, match="no safetensors weights in vae"):
-        checkpoint.find(str(whole))
+def test_language_model_layers_of_published_depths() -> None:
+    """Read are layers 9, 18, 27 of klein-4b's 36; the rest is not loaded."""
+    layout = checkpoint.find("geometry:klein-4b")
+    assert layout.text_layers == (9, 18, 27)
+    assert layout.text_config.num_hidden_layers == 27
+
+
+def edit(file: Path, key: str, value: Any) -> None:
+    """Change one key of a JSON file, or delete it."""
+    content = json.loads(file.read_text())
+    content[key] = value
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def drop_layer(file: Path) -> None:
+    save_file({k: v for k, v in load_file(file).items() if ".1." not in k}, file, metadata={"format": "pt"})
+
+
+def lose_shard(file: Path) -> None:
+    """Rename the only file to the first of two."""
+    shards = [f"{file.stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"metadata": {}, "weight_map": dict(zip("ab", shards, strict=True))}
+    file.with_suffix(".safetensors.index.json").write_text(json.dumps(index))
+    file.rename(file.with_name(shards[0]))
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# By name: what is done to a whole checkpoint, and what the one line says.
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda d: (shutil.rmtree(d), d.mkdir()), "no model_index.json"),
+    "index": (lambda d: halve(d / "model_index.json"), "model_index.json: cannot be used"),
+    "no-vae": (lambda d: shutil.rmtree(d / "vae"), "lacks vae"),
+    "no-tokenizer": (lambda d: shutil.rmtree(d / "tokenizer"), "lacks tokenizer"),
+    "class": (lambda d: edit(d / "model_index.json", "_class_name", "FluxPipeline"), "FluxPipeline is not one of"),
+    "text": (
+        lambda d: edit(d / "model_index.json", "text_encoder", ["t", "T5"]),
+        "takes a text encoder Qwen3ForCausalLM",
+    ),
+    "guided": (lambda d: edit(d / "transformer/config.json", "guidance_embeds", True), "guidance_embeds is True"),
+    "width": (lambda d: edit(d / "transformer/config.json", "joint_attention_dim", 64), "takes 64 text channels"),
+    "bin": (
+        lambda d: (d / "vae" / WEIGHTS).rename(d / "vae/diffusion_pytorch_model.bin"),
+        "vae: no safetensors weights",
+    ),
+    "shard": (lambda d: lose_shard(d / "transformer" / WEIGHTS), "transformer: lacks 1 of 2 shards"),
+    "cut-transformer": (lambda d: halve(d / "transformer" / WEIGHTS), f"{WEIGHTS}: cut off"),
+    "cut-text": (lambda d: halve(d / "text_encoder/model.safetensors"), "model.safetensors: cut off"),
+    "layer-transformer": (lambda d: drop_layer(d / "transformer" / WEIGHTS), "transformer: the weights lack"),
+    "layer-vae": (lambda d: drop_layer(d / "vae" / WEIGHTS), "vae: the weights lack"),
+    "layer-text": (lambda d: drop_layer(d / "text_encoder/model.safetensors"), "text_encoder: the weights lack 11"),
+    "config": (lambda d: (d / "vae/config.json").unlink(), "no file named config.json"),
+    "scheduler": (lambda d: (d / "scheduler/scheduler_config.json").unlink(), "scheduler: cannot be used"),
+    "vocabulary": (lambda d: halve(d / "tokenizer/tokenizer.json"), "tokenizer: cannot be used"),
+    "template": (lambda d: (d / "tokenizer/chat_template.jinja").unlink(), "tokenizer: no chat template"),
+}
+NOWHERE = {
+    "/no/such/place": "not a directory, and not a hub id",
+    "not a hub id": "not a directory, and not a hub id",
+    "geometry:/no/such/place": "/no/such/place: not a directory",
+    "no/such-model": "not to be had from the hub",
+}
+# The command's own main once per model, in one process: importing torch takes seconds.
+EVERY = """
+import contextlib, io, json, sys
+from kleinserve.__main__ import main
+said = {}
+for model in sys.argv[1:]:
+    out, err = io.StringIO(), io.StringIO()
+    sys.argv = ["kleinserve", "serve", "--model", model, "--port", "0", "--metrics-port", "0"]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            said[model] = [end.code, out.getvalue(), err.getvalue()]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """Exit code, standard output and standard error of the command for every model above, by name."""
+    root = tmp_path_factory.mktemp("broken")
+    whole = klein(root / "whole")
+    for name, (breaking, _) in BROKEN.items():
+        breaking(Path(shutil.copytree(whole, root / name)))
+    command = [sys.executable, "-c", EVERY, *(str(root / name) for name in BROKEN), *NOWHERE]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+    return {model.removeprefix(f"{root}/"): tuple(answer) for model, answer in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("model", [*BROKEN, *NOWHERE])
+def test_unusable_model_is_one_line(model: str, said: dict[str, tuple[int, str, str]]) -> None:
+    """A model that cannot be served ends the command with exit code 2 and one line that says why."""
+    code, out, err = said[model]
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("kleinserve: ")
+    assert (BROKEN[model][1] if model in BROKEN else NOWHERE[model]) in err
+    assert len(err) < 500
 
 
 def test_geometry_of_configs_alone(tmp_path: Path) -> None:
@@ -54,7 +149,7 @@ def test_geometry_of_configs_alone(tmp_path: Path) -> None:
     for weights in whole.glob("*/*.safetensors"):
         weights.unlink()
     facts = Engine(checkpoint.find(f"geometry:{whole}"), Config(threads=1)).facts
-    assert facts.default_size == Size(128, 128)
+    assert (facts.name, facts.default_size) == (f"geometry:{whole.name}", Size(128, 128))
 
 
 def test_offload_on_a_cpu_is_refused() -> None:

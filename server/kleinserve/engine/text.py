@@ -63,8 +63,7 @@ class Tokenizer:
 
     def padded(self, prompts: list[Tokens]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask [B, tokens_max], padded on the tokenizer's side."""
-        pad = self._tokenizer.pad_token_id
-        ids = torch.full((len(prompts), self.tokens_max), pad if pad is not None else 0)
+        ids = torch.full((len(prompts), self.tokens_max), self._tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             n = len(prompt.ids)
