@@ -5,6 +5,7 @@ Knows no policy: lock.py and window.py say who goes when.
 
 import argparse
 import hashlib
+import os
 import queue
 import signal
 import threading
@@ -100,7 +101,7 @@ def arguments() -> argparse.Namespace:
 
 
 def serve(policy: Callable[[Stock], Callable[[Waiting], None]]) -> None:
-    """Load, serve until SIGTERM, and say the accelerator's peak memory."""
+    """Load, then serve until SIGTERM."""
     given = arguments()
     stock = Stock(given.model, given.device, given.dtype)
     server = grpc.server(
@@ -113,5 +114,5 @@ def serve(policy: Callable[[Stock], Callable[[Waiting], None]]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     print(f"serving on 127.0.0.1:{port}", flush=True)
     stopping.wait()
-    print(f"accelerator peak {stock.peak_bytes()}", flush=True)
     server.stop(None).wait()
+    os._exit(0)  # a daemon thread inside torch would abort an orderly exit

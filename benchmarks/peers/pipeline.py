@@ -74,10 +74,6 @@ class Stock:
         ).images
         return [_saved(image, "PNG") for image in images]
 
-    def peak_bytes(self) -> int:
-        """Accelerator memory at its peak; 0 on the CPU."""
-        return torch.cuda.max_memory_reserved() if self._pipeline.device.type == "cuda" else 0
-
 
 def _loaded(layout: checkpoint.Layout, dtype: torch.dtype) -> Flux2KleinPipeline:
     return Flux2KleinPipeline.from_pretrained(layout.directory, dtype=dtype)

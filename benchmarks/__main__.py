@@ -1,0 +1,78 @@
+"""`python -m benchmarks quick | full | gpu | tiny`: measure, print the tables, keep them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import stand_ins
+
+ROOT = Path(__file__).resolve().parent.parent
+stand_ins.install(ROOT)
+
+from benchmarks import geometry, report, summary  # noqa: E402 - after what an image may lack is stood in for
+from benchmarks.plan import FULL, GPU, QUICK, TINY, Plan  # noqa: E402
+from benchmarks.run import Bench  # noqa: E402
+
+PLANS = {plan.name: plan for plan in (QUICK, FULL, GPU, TINY)}
+NEVER_SPLIT = ("quick", "gpu", "tiny")  # one run each: what an earlier one left is dropped
+
+
+def main() -> None:
+    given = _arguments()
+    plan = _plan(given)
+    if given.fresh or plan.name in NEVER_SPLIT:
+        (given.folder / f"{plan.name}.jsonl").unlink(missing_ok=True)
+    if plan.name == "quick":
+        subprocess.run([sys.executable, "-m", "benchmarks.packed"], check=True)
+    found = summary.summarise(Bench(plan, given.folder, lambda line: print(line, flush=True)).run(), plan)
+    text = report.markdown(found)
+    (given.folder / f"{plan.name}.md").write_text(text)
+    (given.folder / f"{plan.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(text)
+    if plan.name == "full":
+        _publish(text, found)
+
+
+def _publish(text: str, found: summary.Summary) -> None:
+    """The committed table, numbers and plot."""
+    from benchmarks import plot
+
+    report.into_document(ROOT / "docs/PERF.md", text)
+    (ROOT / "docs/bench.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot.latency(found, ROOT / "docs/latency.png")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("plan", choices=PLANS)
+    parser.add_argument("--folder", type=Path, default=ROOT / "bench", help="rows, logs and tables (bench/)")
+    parser.add_argument("--fresh", action="store_true", help="drop what an earlier full run has measured")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--requests", type=int, help="of one Poisson repetition")
+    parser.add_argument("--contestants", type=lambda names: tuple(names.split(",")))
+    parser.add_argument("--loads", type=lambda names: tuple(names.split(",")))
+    parser.add_argument("--device", help="of gpu: cuda, or cpu with a reduced geometry, which measures nothing")
+    return parser.parse_args()
+
+
+def _plan(given: argparse.Namespace) -> Plan:
+    names = ("repetitions", "requests", "contestants", "loads")
+    plan = replace(PLANS[given.plan], **{name: value for name in names if (value := getattr(given, name)) is not None})
+    if plan.name != "gpu" or (given.device or _device()) != "cpu":
+        return plan
+    print("no GPU: a reduced geometry on the CPU, which shows that this runs and measures nothing", flush=True)
+    model = geometry.write(given.folder.resolve() / "reduced")
+    return replace(plan, model=model, device="cpu", dtype="float32", edges=(64, 64, 128), requests=10, burst=6)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    main()
