@@ -70,6 +70,8 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             log.exception("request failed", request_id=request_id)
             error = Internal(f"internal error, request {request_id}")
         stage = self._scheduler.leave(stream.job) if stream.job else None
+        if stream.job is not None:
+            self._metrics.previews.labels("skipped").inc(stream.job.previews_skipped)
         if isinstance(error, Cancelled) and stage in (Stage.WAITING, Stage.RUNNING, Stage.DELIVERING):
             self._metrics.cancelled.labels(stage.value).inc()
         code, reason = (error.status, error.reason) if error else ("OK", "")
@@ -77,7 +79,15 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         self._metrics.finished(operation, code, reason, time.monotonic() - started, has_deadline=has_deadline)
         self._log(stream, operation, code, reason, time.monotonic() - started, context)
         if error is not None:
-            await refuse(context, error, request_id)
+            await self._refuse(context, error, request_id)
+
+    async def _refuse(self, context: Context, error: KleinError, request_id: str) -> None:
+        """End the RPC with `error`. A reader that does not take it, gRPC keeps it for; the request's memory goes."""
+        try:
+            async with asyncio.timeout(self._config.reader_stall_seconds):
+                await refuse(context, error, request_id)
+        except TimeoutError:
+            raise asyncio.CancelledError from None  # ends the handler; the status is under way
 
     async def _stream(self, stream: "_Stream", message: Message, context: Context) -> None:
         self._scheduler.check(0)
@@ -150,7 +160,6 @@ class _Stream:
             raise ReaderStalled(f"no event was read for {self._stall_seconds:g} s") from None
         if isinstance(happened, Preview):
             self._metrics.previews.labels("sent").inc()
-            self._metrics.previews.labels("skipped").inc(happened.skipped)
 
 
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
