@@ -73,7 +73,7 @@ class PackedDoubleProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_rotary_emb: tuple[Tensor, Tensor],
+        image_rotary_emb: Tensor,
         packing: Packing,
     ) -> tuple[Tensor, Tensor]:
         image = [f(hidden_states).unflatten(-1, (-1, attn.head_dim)) for f in (attn.to_q, attn.to_k, attn.to_v)]
@@ -84,8 +84,8 @@ class PackedDoubleProcessor:
         query = torch.cat([attn.norm_added_q(text[0]), attn.norm_q(image[0])], dim=1)[:, packing.order]
         key = torch.cat([attn.norm_added_k(text[1]), attn.norm_k(image[1])], dim=1)[:, packing.order]
         value = torch.cat([text[2], image[2]], dim=1)[:, packing.order]
-        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
-        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        query = apply_rotary_emb(query, image_rotary_emb, use_real=False)
+        key = apply_rotary_emb(key, image_rotary_emb, use_real=False)
         out = attend(query, key, value, packing).flatten(2, 3)[:, packing.inverse]
         text_out, image_out = out.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
         return attn.to_out[1](attn.to_out[0](image_out)), attn.to_add_out(text_out)
@@ -99,14 +99,14 @@ class PackedSingleProcessor:
         attn: Flux2ParallelSelfAttention,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_rotary_emb: tuple[Tensor, Tensor],
+        image_rotary_emb: Tensor,
         packing: Packing,
     ) -> Tensor:
         projected = attn.to_qkv_mlp_proj(hidden_states)
         qkv, feed = projected.split([3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor], dim=-1)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))
-        query = apply_rotary_emb(attn.norm_q(query), image_rotary_emb, sequence_dim=1)
-        key = apply_rotary_emb(attn.norm_k(key), image_rotary_emb, sequence_dim=1)
+        query = apply_rotary_emb(attn.norm_q(query), image_rotary_emb, use_real=False)
+        key = apply_rotary_emb(attn.norm_k(key), image_rotary_emb, use_real=False)
         out = attend(query, key, value, packing).flatten(2, 3)
         joined: Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(feed)], dim=-1))
         return joined

@@ -82,7 +82,7 @@ class Pass:
 
     rows: tuple[Row, ...]
     packing: Packing
-    rotary: tuple[Tensor, Tensor]  # cos and sin [all tokens, head channels], sequence order
+    rotary: Tensor  # complex64 [1, all tokens, head channels / 2], sequence order: one product turns a pair of channels
     context: Tensor  # [1, all text tokens, D], stream order
     outputs: Tensor  # sequence positions of the tokens being denoised
 
@@ -130,7 +130,8 @@ class Denoiser:
             start += len(context) + len(row.latents) + len(row.references)
         cos, sin = self.transformer.pos_embed(torch.cat(positions).to(self.device))
         context_stream = torch.cat([context for _, context in sequences])[None]
-        self._pass = Pass(rows, packing, (cos, sin), context_stream, torch.cat(outputs).to(self.device))
+        rotary = torch.complex(cos[:, ::2], sin[:, ::2])[None]  # the stock module repeats each for its pair
+        self._pass = Pass(rows, packing, rotary, context_stream, torch.cat(outputs).to(self.device))
         return self._pass
 
     def _velocities(self, prepared: Pass) -> list[Tensor]:

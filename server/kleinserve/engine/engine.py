@@ -1,6 +1,7 @@
 """The engine: drawings in, pixels out, one step at a time. Knows no queue, no deadline, no caller.
 
-Everything but `tokenize` runs on one thread, the scheduler's.
+Two threads may use it at once: one for `step`, `preview` and `latent`, which touch the transformer alone; one for the
+rest, which touches the text encoder and the VAE. A drawing is in one thread's hands at a time.
 """
 
 import time
@@ -13,7 +14,8 @@ import torch
 
 from kleinserve.config import Config
 from kleinserve.core import EDGE_MULTIPLE, AlphaMethod, ModelFacts, Pixels, Reference, Request, Size, Variant
-from kleinserve.engine import alpha, checkpoint, memory, preview, schedule
+from kleinserve.engine import alpha, checkpoint, memory, preview, schedule, upsample
+from kleinserve.engine.cores import Cores
 from kleinserve.engine.denoise import Denoiser, Row, noise
 from kleinserve.engine.references import ReferenceEncoder
 from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
@@ -63,10 +65,12 @@ class Engine:
     """A loaded checkpoint. Raises: UnusableCheckpoint where it cannot be loaded or does not fit."""
 
     def __init__(self, layout: checkpoint.Layout, config: Config):
-        torch.set_num_threads(config.torch_threads)
+        self._cores = Cores(config.torch_threads)
         self.plan = memory.plan(layout, config.device, config.dtype, config.memory)
         modules = checkpoint.load(layout, self.plan.dtype)
         device, self._is_offloaded = self.plan.device, self.plan.is_offloaded
+        upsample.fold(modules.vae)
+        modules.vae.to(memory_format=torch.channels_last)
         modules.transformer.to(device)
         if not self._is_offloaded:
             modules.text_encoder.to(device)
@@ -88,7 +92,7 @@ class Engine:
             device,
         )
         self._references = ReferenceEncoder(self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max)
-        with memory.lent(modules.vae, device, self._is_offloaded):
+        with self._cores.share(), memory.lent(modules.vae, device, self._is_offloaded):
             self._preview = preview.fit(self._vae)
         self.facts = self._facts(layout, modules, limit)
 
@@ -122,9 +126,10 @@ class Engine:
 
     def begin(self, drawings: Sequence[Drawing]) -> None:
         """Give every drawing its first row: prompts encoded together, references one by one, both from their caches."""
-        contexts = self._contexts([(drawing, drawing.prompt) for drawing in drawings])
-        for drawing in drawings:
-            drawing.row = self._row(drawing, drawing.prompt, drawing.request.references, contexts)
+        with self._cores.share():
+            contexts = self._contexts([(drawing, drawing.prompt) for drawing in drawings])
+            for drawing in drawings:
+                drawing.row = self._row(drawing, drawing.prompt, drawing.request.references, contexts)
 
     def _contexts(self, prompts: list[tuple[Drawing, Tokens]]) -> dict[tuple[int, ...], torch.Tensor]:
         """The projected context of every prompt, by its token ids; what the cache lacks is encoded in one pass."""
@@ -186,7 +191,8 @@ class Engine:
 
     def step(self, drawings: Sequence[Drawing]) -> None:
         """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
-        self._denoiser.step([drawing.row for drawing in drawings if drawing.row is not None])
+        with self._cores.share():
+            self._denoiser.step([drawing.row for drawing in drawings if drawing.row is not None])
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)  # the one sync of a step: what follows reads its results
         for drawing in drawings:
@@ -215,7 +221,7 @@ class Engine:
         for i, drawing in enumerate(drawings):
             by_size[drawing.request.size].append(i)
         pictures: dict[int, alpha.Picture] = {}
-        with memory.lent(self._vae.module, self._device, self._is_offloaded):
+        with self._cores.share(), memory.lent(self._vae.module, self._device, self._is_offloaded):
             for size, indices in by_size.items():
                 at_once = max(1, self._decode_pixels_max // size.pixels)
                 for start in range(0, len(indices), at_once):
@@ -230,7 +236,8 @@ class Engine:
         drawing.on_white = on_white
         prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
         reference = Reference(alpha.quantise(on_white), b"on white " + drawing.request.request_id.encode())
-        drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
+        with self._cores.share():
+            drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
 
     def warm_up(self, request: Request) -> None:
         """Make one real picture, from prompt to pixels. Raises what a request would."""

@@ -1,0 +1,33 @@
+"""The CPU's cores, divided between the threads that compute at the same time. Knows no work, only how many do it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Cores:
+    """`threads` of torch for whoever computes alone, an equal part of them for each of several.
+
+    torch keeps its number of threads per calling thread. Left at one number for all, two threads that compute at once
+    ask for twice the cores there are, and then wait for each other at every operation.
+    """
+
+    def __init__(self, threads: int):
+        self._threads = threads
+        self._busy = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def share(self) -> Iterator[None]:
+        """Compute for the block with this thread's part, as it is when the block begins."""
+        with self._lock:
+            self._busy += 1
+            part = max(1, self._threads // self._busy)
+        torch.set_num_threads(part)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy -= 1
