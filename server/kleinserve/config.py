@@ -39,7 +39,7 @@ class Config(BaseSettings):
     codec_threads: Count = 2  # image decoding and encoding
     mu_policy: Literal["official", "fixed", "clamp"] = "official"  # how the schedule is shifted, see engine/schedule.py
 
-    step_tokens_max: Count = 8192  # tokens in one step; a request larger than this steps alone
+    step_tokens_max: Annotated[int, Field(ge=0)] = 0  # of one step, a larger request steps alone; 0: by calibration
     decode_pixels_max: Count = 4_194_304  # pixels in one VAE decode; a larger picture is decoded in tiles
     prompt_cache_bytes_max: Annotated[int, Field(ge=0)] = 256 * MIB
     reference_cache_bytes_max: Annotated[int, Field(ge=0)] = 256 * MIB
@@ -52,7 +52,8 @@ class Config(BaseSettings):
     reference_bytes_max: Count = 10 * MIB
     reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
     reader_stall_seconds: Seconds = 60.0
-    deadline_margin_seconds: Annotated[float, Field(ge=0)] = 0.02  # so that our answer arrives before the deadline
+    deadline_admission: bool = True  # refuse what cannot meet its deadline; else only end it when it has passed
+    deadline_margin_seconds: Annotated[float, Field(ge=0)] = 0.05  # so that our answer arrives before the deadline
     drain_grace_seconds: Seconds = 30.0
     drain_notice_seconds: Annotated[float, Field(ge=0)] = 0.0  # NOT_SERVING this long before requests are refused
 

@@ -8,6 +8,7 @@ from enum import Enum
 
 EDGE_MULTIPLE = 16  # pixels per token edge: the VAE's 8 times the 2 × 2 patch
 MEGAPIXEL = 1_048_576
+ANONYMOUS = "anonymous"  # the caller where there is no authentication
 
 
 class Operation(Enum):
@@ -160,6 +161,7 @@ class Request:
     preview: PreviewOptions = field(default_factory=PreviewOptions)
     priority: Priority = Priority.STANDARD
     client_tag: str = ""
+    caller: str = ANONYMOUS
 
     @property
     def reference_sizes(self) -> tuple[Size, ...]:

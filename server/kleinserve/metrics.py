@@ -8,12 +8,11 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from kleinserve.core import Operation, Priority, Usage
-
-ANONYMOUS = "anonymous"  # the caller where there is no authentication
+from kleinserve.core import ANONYMOUS, Operation, Priority, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # 4096: one image of 1024²
 
 GO_CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # the others are their name in camel case
@@ -60,6 +59,10 @@ class Metrics:
         self.cancelled = self._counter("klein_cancelled", "Cancelled requests, by where they were.", "where")
         self.cache_events = self._counter("klein_cache_events", "Look-ups in the caches.", "cache", "outcome")
         self.deadline = self._counter("klein_deadline", "Requests that had a deadline.", "outcome")
+        self.prediction_error_ratio = self._histogram(
+            "klein_prediction_error_ratio", "Error of a stage's predicted time, as a share of it.", RATIOS, "stage"
+        )
+        self.step_tokens_max = self._gauge("klein_step_tokens_max", "Tokens that one step takes at most.")
         self.accelerator_memory_bytes = self._gauge(
             "klein_accelerator_memory_bytes", "The accelerator's memory.", "kind"
         )
@@ -86,9 +89,14 @@ class Metrics:
         if begun.reference_hits:
             self.stage_seconds.labels("references").observe(begun.references_seconds)
 
-    def stepped(self, seconds: float, requests: int, tokens: int) -> None:
-        """Count one step of this many requests with this many image tokens."""
-        self.stage_seconds.labels("step").observe(seconds)
+    def ran(self, stage: str, seconds: float, error: float | None = None) -> None:
+        """Count one run of a stage and, where it was predicted, by what share of its time the prediction was off."""
+        self.stage_seconds.labels(stage).observe(seconds)
+        if error is not None:
+            self.prediction_error_ratio.labels(stage).observe(error)
+
+    def stepped(self, requests: int, tokens: int) -> None:
+        """Count one step of this many requests with this many tokens."""
         self.step_requests.observe(requests)
         self.step_tokens.observe(tokens)
 
@@ -160,8 +168,8 @@ class Metrics:
     def _seconds(self, name: str, description: str, *labels: str) -> Histogram:
         return Histogram(name, description, labels, buckets=SECONDS, registry=self.registry)
 
-    def _histogram(self, name: str, description: str, buckets: Sequence[float]) -> Histogram:
-        return Histogram(name, description, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, description: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
 
 
 def _outcome(hit: bool) -> str:

@@ -15,7 +15,7 @@ class Cores:
     """
 
     def __init__(self, threads: int):
-        self._threads = threads
+        self.threads = threads
         self._busy = 0
         self._lock = threading.Lock()
 
@@ -24,7 +24,7 @@ class Cores:
         """Compute for the block with this thread's part, as it is when the block begins."""
         with self._lock:
             self._busy += 1
-            part = max(1, self._threads // self._busy)
+            part = max(1, self.threads // self._busy)
         torch.set_num_threads(part)
         try:
             yield

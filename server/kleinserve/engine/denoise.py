@@ -99,6 +99,14 @@ class Denoiser:
             block.attn.set_processor(PackedSingleProcessor())
         self._pass: Pass | None = None
 
+    def work(self, tokens: int) -> float:
+        """GFLOP of one sequence's part of a step: two per weight and token, and attention's products of all pairs."""
+        model = self.transformer
+        double = sum(p.numel() for p in model.transformer_blocks.parameters()) / 2  # a token is in one of two streams
+        single = sum(p.numel() for p in model.single_transformer_blocks.parameters())
+        layers = len(model.transformer_blocks) + len(model.single_transformer_blocks)
+        return (2 * (double + single) * tokens + 4 * model.inner_dim * layers * tokens**2) / 1e9
+
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
         """Advance every row by one Euler step, in place: latents, step, estimate.

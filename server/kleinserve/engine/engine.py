@@ -4,12 +4,13 @@ Two threads may use it at once: one for `step`, `preview` and `latent`, which to
 rest, which touches the text encoder and the VAE. A drawing is in one thread's hands at a time.
 """
 
+import os
+import platform
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from kleinserve.config import Config
@@ -189,6 +190,16 @@ class Engine:
         own += sum(reference.pixels.size.tokens for reference in request.references)
         return own * (2 if self._needs_empty(request) else 1)
 
+    def work(self, drawing: Drawing) -> float:
+        """GFLOP of one step of the drawing, begun or not."""
+        sequences = 2 if self._needs_empty(drawing.request) else 1
+        return sequences * self._denoiser.work(self.tokens(drawing) // sequences)
+
+    @property
+    def work_per_token(self) -> float:
+        """GFLOP that a token adds to a step, its attention left out."""
+        return self._denoiser.work(1)
+
     def step(self, drawings: Sequence[Drawing]) -> None:
         """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
         with self._cores.share():
@@ -239,15 +250,12 @@ class Engine:
         with self._cores.share():
             drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
 
-    def warm_up(self, request: Request) -> None:
-        """Make one real picture, from prompt to pixels. Raises what a request would."""
-        drawing = self.drawing(request)
-        self.begin([drawing])
-        while not drawing.is_denoised:
-            self.step([drawing])
-            self.preview(drawing)
-        picture = self.decode([drawing])[0]
-        assert np.isfinite(picture).all(), "the warm-up picture is not finite"
+    @property
+    def device_name(self) -> str:
+        """The device by its maker's name, or the cores that the CPU lends."""
+        if self._device.type == "cuda":
+            return torch.cuda.get_device_name(self._device)
+        return f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
 
     def memory_bytes(self) -> dict[str, int]:
         """Accelerator memory: used, peak and total bytes; on the CPU, the process's share of the machine's."""

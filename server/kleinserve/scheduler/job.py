@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 
 from kleinserve.core import (
+    MEGAPIXEL,
     Accepted,
     Completed,
     EncodedImage,
@@ -26,10 +27,23 @@ from kleinserve.core import (
     Timings,
     Usage,
 )
-from kleinserve.engine.engine import Drawing
+from kleinserve.engine.engine import Drawing, Engine
 from kleinserve.errors import KleinError
+from kleinserve.scheduler.cost import Load
 
 _REPLACEABLE = (Queued, Progress, Preview)
+
+
+def load_of(engine: Engine, drawing: Drawing) -> Load:
+    """What a drawing asks of every stage."""
+    request = drawing.request
+    return Load(
+        work=engine.work(drawing),
+        tokens=engine.tokens(drawing),
+        output_megapixels=request.size.pixels / MEGAPIXEL,
+        reference_megapixels=sum(size.pixels for size in request.reference_sizes) / MEGAPIXEL,
+        passes=drawing.passes,
+    )
 
 
 class Stage(Enum):
@@ -48,14 +62,14 @@ class Job:
         self,
         request: Request,
         drawing: Drawing,
-        tokens: int,
-        held_bytes: int,
+        load: Load,
         usage: Usage,
         deadline: float | None,
         on_commit: Callable[["Job"], None],
     ):
         self.request, self.drawing, self.usage, self.deadline = request, drawing, usage, deadline
-        self.tokens, self.held_bytes = tokens, held_bytes
+        self.load = load
+        self.held_bytes = len(request.prompt) + sum(len(r.pixels.data) for r in request.references)
         self.stage = Stage.WAITING
         self.is_gone = False  # read by the engine thread at every step boundary
         self.submitted = time.monotonic()
@@ -76,7 +90,12 @@ class Job:
         self._told = self.submitted
 
     @property
-    def remaining_steps(self) -> int:
+    def is_begun(self) -> bool:
+        """Whether its prompt and references are encoded."""
+        return self.drawing.row is not None
+
+    @property
+    def steps_left(self) -> int:
         return self.drawing.total_steps - self.drawing.steps_done
 
     @property

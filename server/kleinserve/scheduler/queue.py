@@ -1,58 +1,72 @@
-"""The waiting room: admitted jobs that have not begun, bounded in number and bytes. Knows no policy."""
+"""Every admitted job until its picture is made: bounded while it waits, claimed by one thread at a time. No policy."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from kleinserve.errors import QueueFull
-from kleinserve.scheduler.job import Job
+from kleinserve.scheduler.job import Job, Stage
+
+Choose = Callable[[Sequence[Job]], list[Job]]
 
 
-class WaitingRoom:
-    """Jobs in order of arrival. Safe between the event loop, which puts, and the engine thread, which takes."""
+class Queue:
+    """Jobs in order of arrival. Safe between the event loop, which puts, and the engine's threads, which claim."""
 
     def __init__(self, requests_max: int, bytes_max: int):
         self._requests_max, self._bytes_max = requests_max, bytes_max
         self._jobs: dict[Job, None] = {}
-        self._bytes = 0
-        self.changed = threading.Condition()
+        self._claimed: set[Job] = set()
+        self._is_closed = False
+        self._changed = threading.Condition()
 
     def put(self, job: Job) -> None:
-        """Add at the end. Raises: QueueFull."""
-        with self.changed:
-            self._check(job.held_bytes)
+        """Add a job. Raises: QueueFull."""
+        with self._changed:
+            self.check(job.held_bytes)
             self._jobs[job] = None
-            self._bytes += job.held_bytes
-            self.changed.notify()
+            self._changed.notify_all()
 
-    def check(self, held_bytes: int, retry_seconds: float) -> None:
-        """Raise QueueFull now, before anything is decoded, where a job of `held_bytes` would not fit."""
-        with self.changed:
-            self._check(held_bytes, retry_seconds)
+    def check(self, held_bytes: int, busy_seconds: Callable[[], float] = lambda: 0.0) -> None:
+        """Raise QueueFull where a job of `held_bytes` does not fit; `busy_seconds` says when to try again."""
+        waiting = [job for job in self.jobs() if job.stage is Stage.WAITING]
+        held = sum(job.held_bytes for job in waiting)
+        if len(waiting) >= self._requests_max:
+            said = f"{len(waiting)} requests are waiting, the limit is {self._requests_max}"
+        elif waiting and held + held_bytes > self._bytes_max:
+            said = f"waiting requests hold {held} bytes, {held_bytes} more would pass the limit {self._bytes_max}"
+        else:
+            return
+        raise QueueFull(said, retry_seconds=max(1.0, busy_seconds()))
 
-    def _check(self, held_bytes: int, retry_seconds: float = 1.0) -> None:
-        if len(self._jobs) >= self._requests_max:
-            raise QueueFull(
-                f"{len(self._jobs)} requests are waiting, the limit is {self._requests_max}",
-                retry_seconds=max(1.0, retry_seconds),
-            )
-        if self._jobs and self._bytes + held_bytes > self._bytes_max:
-            raise QueueFull(
-                f"waiting requests hold {self._bytes} bytes, {held_bytes} more would pass the limit {self._bytes_max}",
-                retry_seconds=max(1.0, retry_seconds),
-            )
+    def claim(self, choose: Choose) -> list[Job]:
+        """Wait until `choose` finds something among the jobs that no thread holds, and hold it; [] once closed."""
+        with self._changed:
+            while not self._is_closed:
+                chosen = choose([job for job in self._jobs if job not in self._claimed and not job.is_gone])
+                if chosen:
+                    self._claimed.update(chosen)
+                    return chosen
+                self._changed.wait()
+            return []
 
-    def remove(self, jobs: Iterable[Job]) -> None:
-        """Take these jobs out; those that are not here are left alone."""
-        with self.changed:
-            for job in jobs:
-                if job in self._jobs:
-                    del self._jobs[job]
-                    self._bytes -= job.held_bytes
+    def release(self, jobs: Iterable[Job]) -> None:
+        """Give claimed jobs back for the next thread."""
+        with self._changed:
+            self._claimed.difference_update(jobs)
+            self._changed.notify_all()
 
-    def waiting(self) -> list[Job]:
-        """The jobs in order of arrival."""
-        with self.changed:
+    def remove(self, job: Job) -> None:
+        """Forget a job; one that is not here is left alone. Whoever holds it is not disturbed."""
+        with self._changed:
+            self._jobs.pop(job, None)
+
+    def jobs(self) -> list[Job]:
+        """All jobs in order of arrival."""
+        with self._changed:
             return list(self._jobs)
 
-    def __len__(self) -> int:
-        return len(self._jobs)
+    def close(self) -> None:
+        """End every claim, now and later, with nothing."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()

@@ -1,0 +1,52 @@
+"""Whether a deadline can be met beside what was admitted: a pure function. Knows no jobs, only their standings."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kleinserve.scheduler import policy
+from kleinserve.scheduler.cost import Share
+from kleinserve.scheduler.policy import Standing
+
+_SAFETY = 1.2  # predictions are off by a fifth now and then, and others may come before it
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One job's standing and what it takes from the others."""
+
+    standing: Standing
+    share: Share
+
+
+def spent(shares: Iterable[Share], *, is_overlapping: bool) -> float:
+    """Seconds for all shares: side by side where the two threads compute at once, else one after the other."""
+    total = sum(shares, start=Share(0.0, 0.0))
+    return max(total.stepping, total.beside) if is_overlapping else total.stepping + total.beside
+
+
+def wait(claims: Sequence[Claim], mine: Standing, now: float, *, is_overlapping: bool) -> float:
+    """Seconds that the jobs take which go before `mine` by the policy."""
+    ranked = policy.order([*(claim.standing for claim in claims), mine], now)
+    ahead = ranked[: ranked.index(len(claims))]
+    return spent((claims[i].share for i in ahead), is_overlapping=is_overlapping)
+
+
+def lateness(claims: Sequence[Claim], mine: Claim, now: float, *, is_overlapping: bool) -> float:
+    """By how many seconds admitting `mine` would make a deadline missed, its own or one that is met without it.
+
+    Jobs run in the order in which they are due, as the policy runs them when it gets tight. 0: nobody is late.
+    """
+
+    def late(before: Share, job: Standing, deadline: float) -> float:
+        return now + _SAFETY * (spent([before], is_overlapping=is_overlapping) + job.remaining) - deadline
+
+    worst, others, own = 0.0, Share(0.0, 0.0), Share(0.0, 0.0)
+    for claim in sorted((*claims, mine), key=lambda claim: claim.standing.due):
+        job = claim.standing
+        if job.deadline is not None and (claim is mine or late(others, job, job.deadline) <= 0):
+            worst = max(worst, late(others + own, job, job.deadline))
+        if claim is mine:
+            own = mine.share
+        else:
+            others += claim.share
+    return worst

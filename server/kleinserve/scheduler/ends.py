@@ -1,0 +1,94 @@
+"""The ends of a job, beside the steps: its prompt and references before the first, its decoding after the last."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from kleinserve.engine import memory
+from kleinserve.engine.alpha import Picture
+from kleinserve.engine.engine import Engine
+from kleinserve.metrics import Metrics
+from kleinserve.scheduler.job import Job, Stage
+from kleinserve.scheduler.outlook import Outlook
+from kleinserve.scheduler.worker import Hands, together
+
+_BEGUN_MAX = 16  # jobs begun ahead of their first step: their embeddings hold the device's memory
+_PROMPTS_MAX = 8  # encoded in one pass
+
+
+class Ends:
+    """What the thread beside the steps chooses and does: the best-ranked job, with others that need the same."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        outlook: Outlook,
+        metrics: Metrics,
+        hands: Hands,
+        decode_pixels_max: int,
+        finished: Callable[[Job], None],
+    ):
+        self._engine, self._outlook, self._metrics, self._hands = engine, outlook, metrics, hands
+        self._decode_pixels_max, self._finished = decode_pixels_max, finished
+
+    def choose(self, jobs: Sequence[Job]) -> list[Job]:
+        """Jobs to begin, or denoised ones of one size to decode."""
+        ahead = sum(job.is_begun and job.stage is Stage.WAITING for job in jobs)
+        room = max(0, _BEGUN_MAX - ahead)
+        free = [job for job in jobs if job.drawing.is_denoised or (not job.is_begun and room)]
+        ordered = self._outlook.ordered(free, time.monotonic())
+        if not ordered:
+            return []
+        first = ordered[0]
+        if not first.is_begun:
+            return [job for job in ordered if not job.is_begun][: min(room, _PROMPTS_MAX)]
+        size = first.request.size
+        alike = [job for job in ordered if job.is_begun and job.request.size == size]
+        return alike[: max(1, self._decode_pixels_max // size.pixels)]
+
+    def work(self, jobs: list[Job]) -> None:
+        """Begin the jobs, or decode them and hand out their pictures; a second pass goes back to the steps."""
+        if jobs[0].is_begun:
+            self._decode(jobs)
+        else:
+            self._begin(jobs)
+
+    def _begin(self, jobs: list[Job]) -> None:
+        begun = together(lambda some: self._engine.begin([job.drawing for job in some]), jobs, self._hands.failed)
+        encoded = [job.drawing for job in begun if not job.drawing.prompt_hit]
+        if encoded:
+            self._outlook.cost.observe("text", len(encoded), encoded[0].text_seconds)
+        for job in begun:
+            hits = job.drawing.reference_hits
+            if hits and not any(hits):
+                self._outlook.cost.observe("references", job.load.reference_megapixels, job.drawing.references_seconds)
+            self._metrics.begun(job.drawing)
+
+    def _decode(self, jobs: list[Job]) -> None:
+        started = time.perf_counter()
+        pictures: dict[Job, Picture] = {}
+        decoded = together(lambda some: pictures.update(self._decoded(some)), jobs, self._hands.failed)
+        seconds = time.perf_counter() - started
+        if not decoded:
+            return
+        error = self._outlook.cost.observe("decode", sum(job.load.output_megapixels for job in decoded), seconds)
+        self._metrics.ran("decode", seconds, error)
+        for job in decoded:
+            job.decode_seconds += seconds
+            if job.drawing.needs_second:
+                together(lambda some: self._second(some[0], pictures), [job], self._hands.failed)
+            else:
+                self._finished(job)
+                self._hands.picture(job, pictures[job])
+
+    def _second(self, job: Job, pictures: dict[Job, Picture]) -> None:
+        self._engine.begin_second(job.drawing, pictures[job])
+
+    def _decoded(self, jobs: list[Job]) -> dict[Job, Picture]:
+        drawings = [job.drawing for job in jobs]
+        try:
+            return dict(zip(jobs, self._engine.decode(drawings), strict=True))
+        except Exception as error:
+            if len(jobs) > 1 or not memory.is_exhausted(error):
+                raise
+        memory.release()
+        return dict(zip(jobs, self._engine.decode(drawings, tiled=True), strict=True))

@@ -1,0 +1,56 @@
+"""What is predicted of jobs: the seconds that remain of each, its standing, what it takes from the others."""
+
+from collections.abc import Iterable, Sequence
+
+from kleinserve.core import Priority
+from kleinserve.scheduler import policy
+from kleinserve.scheduler.admission import Claim
+from kleinserve.scheduler.cost import Cost
+from kleinserve.scheduler.job import Job
+from kleinserve.scheduler.policy import Standing, Turns
+
+_PRIORITIES = tuple(Priority)  # in the policy's order
+
+
+class Outlook:
+    """The cost model and the callers' turns, applied to jobs. Read from every thread."""
+
+    def __init__(self, cost: Cost, turns: Turns):
+        self.cost, self.turns = cost, turns
+
+    def remaining(self, job: Job) -> float:
+        """Seconds until its image, were it alone from now on."""
+        return self.cost.remaining(job.load, job.steps_left, is_begun=job.is_begun)
+
+    def standing(self, job: Job) -> Standing:
+        """What the policy sees of it."""
+        return Standing(
+            priority=_PRIORITIES.index(job.request.priority),
+            caller=job.request.caller,
+            served=self.turns.served(job.request.caller),
+            arrived=job.submitted,
+            deadline=job.deadline,
+            steps_done=job.drawing.steps_done,
+            tokens=job.load.tokens,
+            remaining=self.remaining(job),
+            whole=self.cost.remaining(job.load, job.drawing.total_steps, is_begun=False),
+        )
+
+    def claim(self, job: Job) -> Claim:
+        """What admission sees of it."""
+        return Claim(self.standing(job), self.cost.share(job.load, job.steps_left, is_begun=job.is_begun))
+
+    def ordered(self, jobs: Sequence[Job], now: float) -> list[Job]:
+        """The jobs, who goes first first."""
+        return [jobs[i] for i in policy.order([self.standing(job) for job in jobs], now)]
+
+    def picked(self, jobs: Sequence[Job], now: float, tokens_max: int) -> list[Job]:
+        """The jobs of the next step."""
+        return [jobs[i] for i in policy.pick([self.standing(job) for job in jobs], now, tokens_max)]
+
+    def stepped(self, jobs: Iterable[Job], seconds: float) -> None:
+        """Charge the jobs' callers with a step, by the work that each had in it."""
+        jobs = list(jobs)
+        work = sum(job.load.work for job in jobs)
+        for job in jobs:
+            self.turns.spend(job.request.caller, seconds * job.load.work / work)
