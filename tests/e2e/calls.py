@@ -54,10 +54,9 @@ async def final(channel: grpc.aio.Channel, request: object) -> tuple[np.ndarray,
 
 
 async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, str, dict[str, object]]:
-    """Status, reason and details of a call that must fail."""
+    """Status, reason and details of a call that must fail, read to its end."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
-            pass
+        await _drained(call)
     status = rpc_status.from_call(caught.value)
     assert status is not None
     details: dict[str, object] = {}
@@ -72,6 +71,11 @@ async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, st
     assert info.domain == "klein.v1"
     assert info.metadata["request_id"]
     return caught.value.code(), info.reason, details
+
+
+async def _drained(call: "grpc.aio.UnaryStreamCall") -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def until(call: "grpc.aio.UnaryStreamCall", kind: str) -> image_pb2.ImageEvent:
