@@ -10,6 +10,10 @@ from grpc_status import rpc_status
 from klein.v1 import image_pb2, image_pb2_grpc
 from PIL import Image
 
+# A window of 16 KiB in place of gRPC's megabytes: a reader that stops is felt after a few previews.
+NARROW = (("grpc.http2.lookahead_bytes", 16 * 1024), ("grpc.http2.bdp_probe", 0))
+NONE = image_pb2.PreviewOptions(disabled=True)
+
 
 def opened(target: str, *options: tuple[str, int]) -> grpc.aio.Channel:
     """A channel of its own to a server on this machine."""

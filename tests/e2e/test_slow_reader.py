@@ -7,12 +7,9 @@ import time
 import grpc
 from klein.v1 import image_pb2, image_pb2_grpc
 
-from tests.e2e.calls import final, generate, opened, refused, until
+from tests.e2e.calls import NARROW, NONE, final, generate, opened, refused, until
 from tests.e2e.conftest import Serving
 
-# A window of 16 KiB in place of gRPC's megabytes: a reader that stops is felt after a few previews.
-NARROW = (("grpc.http2.lookahead_bytes", 16 * 1024), ("grpc.http2.bdp_probe", 0))
-NONE = image_pb2.PreviewOptions(disabled=True)
 LATENT = image_pb2.PreviewOptions(format="PREVIEW_FORMAT_LATENT")
 STALLED = 'klein_requests_total{code="ABORTED",operation="generate",reason="READER_STALLED"}'
 ENCODED = 'klein_stage_seconds_count{stage="encode"}'
