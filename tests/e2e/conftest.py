@@ -51,21 +51,33 @@ class Serving:
 
 
 @contextmanager
-def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
-    """A server with these arguments and variables, ended by SIGTERM, with exit code 0 unless the test ended it."""
+def launched(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A server's process with these arguments and variables, on free ports unless they say others; killed in the end."""
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
     where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, **environment}}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
         try:
-            assert process.stdout is not None
-            lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
-            found = next(filter(None, lines))
-            yield Serving(found[1], found[2], process)
-            if process.poll() is None:
-                process.terminate()
-                assert process.wait(60) == 0
+            yield process
         finally:
             process.kill()  # a test that fails leaves nothing running
+
+
+def announced(process: "subprocess.Popen[str]") -> Serving:
+    """The server of this process, once it says that it serves."""
+    assert process.stdout is not None
+    lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
+    found = next(filter(None, lines))
+    return Serving(found[1], found[2], process)
+
+
+@contextmanager
+def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
+    """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
+    with launched(*arguments, module=module, **environment) as process:
+        yield announced(process)
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +98,13 @@ def faulty() -> Iterator[Serving]:
         }
         with served(module="tests.e2e.faults", **settings) as server:
             yield replace(server, ends=Path(folder) / "ends")
+
+
+@pytest.fixture(scope="session")
+def single() -> Iterator[Serving]:
+    """A server that steps one request at a time, so that the others wait, and whose queue holds few bytes."""
+    with served(KLEINSERVE_STEP_TOKENS_MAX="1", KLEINSERVE_QUEUE_BYTES_MAX="100000") as server:
+        yield server
 
 
 @pytest.fixture
