@@ -52,7 +52,7 @@ class Serving:
 
 @contextmanager
 def launched(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """A server's process with these arguments and variables, on free ports unless they say others; killed in the end."""
+    """A server's process with these arguments and variables, on free ports unless they say others; killed."""
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
     where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, **environment}}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
