@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix serve proto bench mini clean
+.PHONY: help setup demo test check fix serve proto bench bench-full bench-gpu mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,8 +40,18 @@ demo: setup ## serve mini, generate and edit with previews, leave PNGs in demo/
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
-bench: setup ## packed stepping and the server's overhead on mini
-	$(BIN)/python -m benchmarks.packed
+.venv/.bench: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev,bench]'
+	@touch $@
+
+bench: .venv/.bench ## mini beside its peers: 80 % load and a burst (a quarter of an hour)
+	$(BIN)/python -m benchmarks quick
+
+bench-full: .venv/.bench ## every load, resumed where it stopped; rewrites docs/PERF.md, docs/bench.json and the plot (hours)
+	$(BIN)/python -m benchmarks full
+
+bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing
+	python3 -m benchmarks gpu
 
 mini: setup ## train mini from its seeds, resuming from training/runs (hours on a CPU)
 	$(BIN)/python -m training all

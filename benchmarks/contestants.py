@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ import psutil
 
 from benchmarks.plan import Plan
 
+ROOT = Path(__file__).resolve().parent.parent
 STOP_SECONDS = 60
 QUEUE_REQUESTS_MAX = 2048  # as many as the peers let wait
 
@@ -23,14 +24,14 @@ TITLES = {
     "ours": "klein-serve",
     "lock": "stock pipeline, lock",
     "window": "stock pipeline, micro-batches",
-    "framework": "stock pipeline, Ray Serve",
+    "framework": "stock pipeline, LitServe",
 }
 MODULES = {
     "lock": "benchmarks.peers.lock",
     "window": "benchmarks.peers.window",
-    "framework": "benchmarks.peers.ray_serve",
+    "framework": "benchmarks.peers.framework",
 }
-NEEDS = {"framework": "ray"}
+NEEDS = {"framework": "litserve"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def missing(contestant: str) -> str:
 @contextmanager
 def serving(contestant: str, plan: Plan, threads: int, log: Path) -> Iterator[Serving]:
     """The contestant, ready; its standard error goes to `log`. Raises: RuntimeError if it does not start."""
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
     environment |= _settings(plan) if contestant == "ours" else _threads(threads)
     with log.open("a") as errors, _process(_command(contestant, plan, threads), environment, errors) as process:
         started = _started(process)
@@ -88,8 +90,19 @@ def serving(contestant: str, plan: Plan, threads: int, log: Path) -> Iterator[Se
         try:
             yield started
         finally:
-            process.terminate()
-            process.communicate(timeout=STOP_SECONDS)
+            _stop(process)
+
+
+def _stop(process: "subprocess.Popen[str]") -> None:
+    """End the process and what it leaves behind: LitServe's workers outlive it."""
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    finally:
+        for left in (process, *descendants):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
 
 
 def _process(command: list[str], environment: dict[str, str], errors: object) -> "subprocess.Popen[str]":

@@ -1,27 +1,16 @@
-"""The load: requests leave at their times, whatever has been answered. Knows the contract, no contestant.
+"""The load: requests leave at their times, whatever has been answered. Knows no contestant.
 
 One asyncio process beside the servers. Images are hashed, not decoded, so that it takes little of their cores.
 """
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
-from klein.v1 import image_pb2, image_pb2_grpc
-
+from benchmarks import wire
 from benchmarks.trace import Arrival
 
-STEPS = 4
-STALLED_SECONDS = 900.0  # a request without a deadline that takes longer is lost
-OPTIONS = [
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    ("grpc.max_send_message_length", 64 * 1024 * 1024),
-]
-OK = "OK"
-REFUSED = "REFUSED"  # not admitted: no room, or a deadline that cannot be met
+OK, REFUSED = wire.OK, wire.REFUSED
 
 
 @dataclass(frozen=True)
@@ -48,59 +37,22 @@ def play_one_by_one(target: str, arrivals: Sequence[Arrival]) -> list[Outcome]:
 
 
 async def _play(target: str, arrivals: Sequence[Arrival], *, one_by_one: bool) -> list[Outcome]:
-    messages = [_message(arrival) for arrival in arrivals]  # before the clock starts
-    async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
-        await channel.channel_ready()
-        stub = image_pb2_grpc.ImageServiceStub(channel)
+    async with wire.to(target) as ask:
+        questions = [ask(arrival) for arrival in arrivals]  # encoded before the clock starts
+        clock = asyncio.get_running_loop().time
         if not one_by_one:
-            start = asyncio.get_running_loop().time()
-            calls = (_ask(stub, a, m, start) for a, m in zip(arrivals, messages, strict=True))
-            return await asyncio.gather(*calls)
-        outcomes = []
-        for arrival, message in zip(arrivals, messages, strict=True):
-            now = asyncio.get_running_loop().time() - arrival.at_seconds
-            outcomes.append(await _ask(stub, arrival, message, now))
-        return outcomes
+            start = clock()
+            return await asyncio.gather(*(_follow(q, a, start) for q, a in zip(questions, arrivals, strict=True)))
+        return [await _follow(q, a, clock() - a.at_seconds) for q, a in zip(questions, arrivals, strict=True)]
 
 
-def _message(arrival: Arrival) -> image_pb2.GenerateRequest | image_pb2.EditRequest:
-    options = image_pb2.ImageOptions(width=arrival.edge, height=arrival.edge, seed=arrival.seed, steps=STEPS)
-    if arrival.reference is None:
-        return image_pb2.GenerateRequest(prompt=arrival.prompt, options=options)
-    reference = image_pb2.Reference(image=arrival.reference)
-    return image_pb2.EditRequest(prompt=arrival.prompt, options=options, references=[reference])
-
-
-async def _ask(
-    stub: image_pb2_grpc.ImageServiceStub,
-    arrival: Arrival,
-    message: image_pb2.GenerateRequest | image_pb2.EditRequest,
-    start: float,
-) -> Outcome:
+async def _follow(question: wire.Question, arrival: Arrival, start: float) -> Outcome:
     clock, due = asyncio.get_running_loop().time, start + arrival.at_seconds
     await asyncio.sleep(max(0.0, due - clock()))
-    late, first_preview = clock() - due, None
-    digest, promised, code = hashlib.sha256(), b"", "BROKEN"
-    try:
-        call = (stub.Edit if arrival.is_edit else stub.Generate)(
-            message, timeout=arrival.timeout_seconds or STALLED_SECONDS
-        )
-        async for event in call:
-            match event.WhichOneof("event"):
-                case "preview" if first_preview is None:
-                    first_preview = clock() - due
-                case "image_header":
-                    promised = event.image_header.sha256
-                case "image_chunk":
-                    digest.update(event.image_chunk.data)
-                case "completed" if digest.digest() == promised:
-                    code = OK
-    except grpc.aio.AioRpcError as error:
-        code = _code(error)
+    late, first_preview, code = clock() - due, None, wire.BROKEN
+    async for happened in question():
+        if happened is wire.PREVIEW:
+            first_preview = clock() - due if first_preview is None else first_preview
+        else:
+            code = happened
     return Outcome(arrival.at_seconds, arrival.edge, arrival.is_edit, code, clock() - due, first_preview, late)
-
-
-def _code(error: grpc.aio.AioRpcError) -> str:
-    details = next((value for key, value in error.trailing_metadata() or () if key == "grpc-status-details-bin"), b"")
-    is_refused = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED or b"DEADLINE_UNREACHABLE" in bytes(details)
-    return REFUSED if is_refused else error.code().name

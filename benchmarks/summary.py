@@ -15,7 +15,7 @@ from benchmarks.plan import BURST, DEADLINES, P99_SAMPLES_MIN, POISSON, Plan
 from benchmarks.run import CAPACITY, Row, outcomes, per_second
 
 Summary: TypeAlias = dict[str, Any]
-PACKAGES = ("torch", "diffusers", "transformers", "grpcio", "ray")
+PACKAGES = ("torch", "diffusers", "transformers", "grpcio", "litserve")
 
 
 def summarise(rows: list[Row], plan: Plan) -> Summary:

@@ -3,7 +3,6 @@
 Knows no policy: lock.py and window.py say who goes when.
 """
 
-import argparse
 import hashlib
 import os
 import queue
@@ -19,7 +18,7 @@ import grpc
 import torch
 from klein.v1 import image_pb2, image_pb2_grpc
 
-from benchmarks.peers.pipeline import Order, Stock
+from benchmarks.peers.pipeline import Order, Stock, arguments
 
 CHUNK_BYTES = 1024 * 1024
 HANDLERS_MAX = 2048  # threads that wait; no request is refused
@@ -88,21 +87,11 @@ def finished(order: Order, png: bytes) -> Iterator[image_pb2.ImageEvent]:
     yield image_pb2.ImageEvent(completed=image_pb2.Completed())
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's own choice")
-    given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    return given
-
-
 def serve(policy: Callable[[Stock], Callable[[Waiting], None]]) -> None:
     """Load, then serve until SIGTERM."""
     given = arguments()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     stock = Stock(given.model, given.device, given.dtype)
     server = grpc.server(
         ThreadPoolExecutor(HANDLERS_MAX), options=[("grpc.max_receive_message_length", MESSAGE_BYTES_MAX)]

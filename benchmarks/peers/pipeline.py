@@ -1,5 +1,6 @@
 """The stock pipeline as its card calls it: a checkpoint in, orders in, previews and PNGs out. Knows no gRPC."""
 
+import argparse
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,3 +109,13 @@ def _saved(image: Image.Image, format: str) -> bytes:
     file = io.BytesIO()
     image.save(file, format)
     return file.getvalue()
+
+
+def arguments() -> argparse.Namespace:
+    """What every peer is told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's own choice")
+    return parser.parse_args()

@@ -63,10 +63,11 @@ def _batch(waiting: deque[Waiting]) -> list[Waiting]:
     first = waiting[0].order
     if first.references:
         return [waiting[0]]
-    return [one for one in waiting if _shape(one.order) == _shape(first)][:BATCH_MAX]
+    return [one for one in waiting if shape(one.order) == shape(first)][:BATCH_MAX]
 
 
-def _shape(order: Order) -> tuple[int, int, bool]:
+def shape(order: Order) -> tuple[int, int, bool]:
+    """What orders of one pipeline call must share; those with references go alone."""
     return order.edge, order.steps, bool(order.references)
 
 

@@ -10,6 +10,10 @@ from grpc_status import rpc_status
 from klein.v1 import image_pb2, image_pb2_grpc
 from PIL import Image
 
+# A window of 16 KiB in place of gRPC's megabytes: a reader that stops is felt after a few previews.
+NARROW = (("grpc.http2.lookahead_bytes", 16 * 1024), ("grpc.http2.bdp_probe", 0))
+NONE = image_pb2.PreviewOptions(disabled=True)
+
 
 def opened(target: str, *options: tuple[str, int]) -> grpc.aio.Channel:
     """A channel of its own to a server on this machine."""
@@ -54,10 +58,9 @@ async def final(channel: grpc.aio.Channel, request: object) -> tuple[np.ndarray,
 
 
 async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, str, dict[str, object]]:
-    """Status, reason and details of a call that must fail."""
+    """Status, reason and details of a call that must fail, read to its end."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for _ in call:
-            pass
+        await _drained(call)
     status = rpc_status.from_call(caught.value)
     assert status is not None
     details: dict[str, object] = {}
@@ -72,6 +75,11 @@ async def refused(call: "grpc.aio.UnaryStreamCall") -> tuple[grpc.StatusCode, st
     assert info.domain == "klein.v1"
     assert info.metadata["request_id"]
     return caught.value.code(), info.reason, details
+
+
+async def _drained(call: "grpc.aio.UnaryStreamCall") -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def until(call: "grpc.aio.UnaryStreamCall", kind: str) -> image_pb2.ImageEvent:

@@ -1,5 +1,6 @@
 """A real server on free ports, in a process of its own."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -8,7 +9,9 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import pytest
@@ -18,11 +21,12 @@ from tests.e2e.calls import opened
 
 @dataclass(frozen=True)
 class Serving:
-    """Where a server listens and where its metrics are, both HOST:PORT; its process."""
+    """Where a server listens and where its metrics are, both HOST:PORT; its process; where faults.py writes ends."""
 
     target: str
     metrics: str
     process: "subprocess.Popen[str]"
+    ends: Path = Path(os.devnull)
 
     def page(self, path: str) -> tuple[int, str]:
         """Status and body of a page of the metrics port."""
@@ -39,27 +43,67 @@ class Serving:
         pattern = re.escape(name) if "{" in name else rf"{name}[{{ ]"
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(pattern, line))
 
+    async def counts(self, name: str, value: float) -> None:
+        """Wait until a metric has this value; a scrape has nothing to await."""
+        async with asyncio.timeout(30):
+            while self.counted(name) != value:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
 
 @contextmanager
-def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
-    """A server with these arguments and variables, ended by SIGTERM, with exit code 0 unless the test ended it."""
+def launched(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A server's process with these arguments and variables, on free ports unless they say others; killed."""
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as process:
+    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, **environment}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
         try:
-            assert process.stdout is not None
-            lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
-            found = next(filter(None, lines))
-            yield Serving(found[1], found[2], process)
-            if process.poll() is None:
-                process.terminate()
-                assert process.wait(60) == 0
+            yield process
         finally:
             process.kill()  # a test that fails leaves nothing running
 
 
-@pytest.fixture(scope="module")
+def announced(process: "subprocess.Popen[str]") -> Serving:
+    """The server of this process, once it says that it serves."""
+    assert process.stdout is not None
+    lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
+    found = next(filter(None, lines))
+    return Serving(found[1], found[2], process)
+
+
+@contextmanager
+def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
+    """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
+    with launched(*arguments, module=module, **environment) as process:
+        yield announced(process)
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
+@pytest.fixture(scope="session")
 def serving() -> Iterator[Serving]:
     with served() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def faulty() -> Iterator[Serving]:
+    """A server that fails on purpose (faults.py), waits a second for a reader and sends images in small pieces."""
+    with TemporaryDirectory() as folder:
+        settings = {
+            "KLEINSERVE_READER_STALL_SECONDS": "1",
+            "KLEINSERVE_CHUNK_BYTES": "16384",
+            "FAULTS_IMAGE_TOKENS_MAX": "200",
+            "FAULTS_ENDS_FILE": f"{folder}/ends",
+        }
+        with served(module="tests.e2e.faults", **settings) as server:
+            yield replace(server, ends=Path(folder) / "ends")
+
+
+@pytest.fixture(scope="session")
+def single() -> Iterator[Serving]:
+    """A server that steps one request at a time, so that the others wait, and whose queue holds few bytes."""
+    with served(KLEINSERVE_STEP_TOKENS_MAX="1", KLEINSERVE_QUEUE_BYTES_MAX="100000") as server:
         yield server
 
 

@@ -14,7 +14,6 @@ from kleinserve.config import Config
 from kleinserve.core import AlphaMethod, Size, Variant
 from kleinserve.engine import checkpoint
 from kleinserve.engine.engine import Engine
-from kleinserve.errors import UnusableCheckpoint
 from safetensors.torch import load_file, save_file
 
 from tests.engine.checkpoints import flux2, klein
@@ -150,9 +149,3 @@ def test_geometry_of_configs_alone(tmp_path: Path) -> None:
         weights.unlink()
     facts = Engine(checkpoint.find(f"geometry:{whole}"), Config(threads=1)).facts
     assert (facts.name, facts.default_size) == (f"geometry:{whole.name}", Size(128, 128))
-
-
-def test_offload_on_a_cpu_is_refused() -> None:
-    """A memory mode that cannot be honoured is refused, not ignored."""
-    with pytest.raises(UnusableCheckpoint, match="offload needs an accelerator"):
-        Engine(checkpoint.find("mini"), Config(memory="offload", device="cpu"))

@@ -13,6 +13,8 @@ from kleinserve.errors import UnusableCheckpoint
 
 GIB = 1024**3
 _WORK_BYTES = int(1.5 * GIB)  # activations of one 1024² step and decode in bfloat16
+_TEXT_WORK_BYTES = GIB // 2  # the hidden states of all of klein-4b's layers, of 7 prompts encoded together
+_LARGE_PARAMETERS = 1e9  # a model of fewer has activations as small as it
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -37,13 +39,12 @@ def plan(layout: Layout, device: str, dtype: str, memory: str) -> Plan:
         raise UnusableCheckpoint("memory offload needs an accelerator to offload from; the device is cpu")
     free = torch.cuda.mem_get_info(chosen)[0] if chosen.type == "cuda" else psutil.virtual_memory().available
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in skeleton(layout).items()}
-    work = _WORK_BYTES if sum(counts.values()) > 1e9 else 0  # a small model's activations are as small as it
     dtypes = [dtype] if dtype != "auto" else (["bfloat16"] if chosen.type == "cuda" else ["float32", "bfloat16"])
     modes = [memory] if memory != "auto" else (["resident", "offload"] if chosen.type == "cuda" else ["resident"])
     tried = []
     for name in dtypes:
         for mode in modes:
-            needed = _bytes(counts, _DTYPES[name].itemsize, mode) + work
+            needed = _bytes(counts, _DTYPES[name].itemsize, mode)
             tried.append(f"{mode} in {name} needs {needed / GIB:.1f} GiB")
             if needed <= free:
                 reason = f"{tried[-1]}, {free / GIB:.1f} GiB free on {chosen}"
@@ -52,8 +53,13 @@ def plan(layout: Layout, device: str, dtype: str, memory: str) -> Plan:
 
 
 def _bytes(counts: dict[str, int], itemsize: int, mode: str) -> int:
-    others = [count for name, count in counts.items() if name != "transformer"]
-    return (counts["transformer"] + (max(others) if mode == "offload" else sum(others))) * itemsize
+    """The most that is on the device at once. Offloaded, the text encoder and the VAE never are at the same time."""
+    is_large = sum(counts.values()) > _LARGE_PARAMETERS
+    work, text_work = (_WORK_BYTES, _TEXT_WORK_BYTES) if is_large else (0, 0)
+    transformer, text, vae = (counts[name] * itemsize for name in ("transformer", "text_encoder", "vae"))
+    if mode == "offload":
+        return transformer + max(text + text_work, vae + work)
+    return transformer + text + vae + work
 
 
 def _device(device: str) -> torch.device:
@@ -76,8 +82,8 @@ def lent(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> I
     if not is_offloaded:
         yield
         return
-    module.to(device)
     try:
+        module.to(device)  # may run out of memory half-way
         yield
     finally:
         module.to("cpu")

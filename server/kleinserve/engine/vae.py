@@ -43,11 +43,14 @@ class Vae:
 
         A picture of more than `decode_pixels_max` pixels is decoded in overlapping tiles.
         """
-        latents = grid(torch.stack(list(tokens)), size) * self._std + self._mean
+        latents = self.latents(torch.stack(list(tokens)), size).to(self.module.dtype)
         self.module.use_tiling = tiled or size.pixels > self.decode_pixels_max
-        unpatched = F.pixel_shuffle(latents, 2).to(self.module.dtype)
-        picture: Tensor = self.module.decode(unpatched, return_dict=False)[0]
+        picture: Tensor = self.module.decode(latents, return_dict=False)[0]
         return picture.float()
+
+    def latents(self, tokens: Tensor, size: Size) -> Tensor:
+        """Tokens [B, T, C] -> float32 [B, C/4, H/8, W/8], what the module itself encodes to and decodes."""
+        return F.pixel_shuffle(grid(tokens, size) * self._std + self._mean, 2)
 
 
 def grid(tokens: Tensor, size: Size) -> Tensor:

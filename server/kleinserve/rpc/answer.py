@@ -12,8 +12,10 @@ from grpc_status import rpc_status
 from kleinserve.errors import KleinError
 
 DOMAIN = "klein.v1"
-_MESSAGE_CHARACTERS_MAX = 1024  # message and details together stay under 4 KiB
-_VIOLATIONS_MAX = 8
+# Message and details together stay under 4 KiB; ErrorInfo, RetryInfo and the types' names take about 300 bytes.
+_MESSAGE_BYTES_MAX = 800
+_VIOLATIONS_BYTES_MAX = 2900  # every field of a request; only unknown fields can be more
+_DESCRIPTION_BYTES_MAX = 256
 
 
 async def refuse(context: "grpc.aio.ServicerContext[Any, Any]", error: KleinError, request_id: str) -> None:
@@ -32,15 +34,23 @@ def _status(error: KleinError, request_id: str) -> status_pb2.Status:
     packed = [_packed(info)]
     if error.violations:
         bad = error_details_pb2.BadRequest()
-        for violation in error.violations[:_VIOLATIONS_MAX]:
-            bad.field_violations.add(field=violation.field[:128], description=violation.description[:200])
+        for violation in error.violations:
+            described = _cut(violation.description, _DESCRIPTION_BYTES_MAX)
+            bad.field_violations.add(field=_cut(violation.field, 128), description=described)
+            if bad.ByteSize() > _VIOLATIONS_BYTES_MAX:
+                del bad.field_violations[-1]
+                break
         packed.append(_packed(bad))
     if error.retry_seconds is not None:
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_seconds * 1000))
         packed.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    message = error.message[:_MESSAGE_CHARACTERS_MAX]
+    message = _cut(error.message, _MESSAGE_BYTES_MAX)
     return status_pb2.Status(code=code_pb2.Code.Value(error.status), message=message, details=packed)
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    return text.encode()[:bytes_max].decode(errors="ignore")
 
 
 def _packed(detail: Message) -> AnyMessage:

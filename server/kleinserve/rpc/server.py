@@ -52,7 +52,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     await _say(healthy, is_serving=False)
     server, port = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy)
     await server.start()  # bound before the warm-up: early requests get NOT_READY
-    web = _WebServer(config, metrics, lambda: scheduler.state)
+    web = _WebServer(config, metrics, lambda: _state(scheduler, stopping, dead))
     _on_signals(stopping)
     await scheduler.start()
     announce(f"serving on {config.host}:{port}, metrics on {config.host}:{web.port}")
@@ -85,6 +85,13 @@ def _grpc_server(
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, server.add_insecure_port(f"{config.host}:{config.port}")
+
+
+def _state(scheduler: Scheduler, stopping: asyncio.Event, dead: asyncio.Event) -> State:
+    """What the probes say: draining from the signal on, also while requests are still accepted; once dead, dead."""
+    if dead.is_set():
+        return State.DEAD
+    return State.DRAINING if stopping.is_set() else scheduler.state
 
 
 def _memory(engine: Engine, kind: str) -> float:

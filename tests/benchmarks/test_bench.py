@@ -1,0 +1,54 @@
+"""The bench's whole way in its tiny form: it measures nothing worth reading, and cannot rot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import plot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    bench("tiny", "--folder", str(folder))
+    return folder
+
+
+def test_contestants_answer(folder: Path) -> None:
+    """Ours, the lock and the micro-batches answer a Poisson load and a burst whole, with a preview before the image."""
+    contestants = json.loads((folder / "tiny.json").read_text())["contestants"]
+    assert list(contestants) == ["ours", "lock", "window"]
+    for found in contestants.values():
+        for name in ("80", "burst"):
+            of = found["loads"][name]
+            assert of["answered"] == of["requests"]
+            assert 0 < of["first_preview_seconds"]["value"] < of["mean_seconds"]["value"]
+        assert 0 <= found["deadlines"]["met_of_admitted"]["value"] <= 1
+        assert found["memory_bytes"] > 100e6
+
+
+def test_stages_are_told(folder: Path) -> None:
+    """Of ours, every stage's share of the time is in the numbers and in the table."""
+    stages = json.loads((folder / "tiny.json").read_text())["contestants"]["ours"]["loads"]["80"]["stage_seconds"]
+    assert set(stages) == {"text", "references", "step", "decode", "encode"}
+    assert all(stages[stage] > 0 for stage in ("text", "step", "decode", "encode"))
+    assert "Where the time goes" in (folder / "tiny.md").read_text()
+
+
+def test_plot(folder: Path) -> None:
+    """The numbers become a picture."""
+    plot.latency(json.loads((folder / "tiny.json").read_text()), folder / "latency.png")
+    assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")

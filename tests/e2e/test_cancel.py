@@ -1,0 +1,75 @@
+"""Callers that go away: in the queue, in a step, while the image is delivered."""
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from klein.v1 import image_pb2, image_pb2_grpc
+
+from tests.e2e.calls import NARROW, NONE, final, generate, opened, until
+from tests.e2e.conftest import Serving
+
+CANCELLED = 'klein_requests_total{code="CANCELLED",operation="generate",reason="CANCELLED"}'
+
+
+@pytest.fixture
+async def stub(single: Serving) -> AsyncIterator[image_pb2_grpc.ImageServiceStub]:
+    async with opened(single.target) as channel:
+        yield image_pb2_grpc.ImageServiceStub(channel)
+
+
+def where(name: str) -> str:
+    return f'klein_cancelled_total{{where="{name}"}}'
+
+
+async def test_in_the_queue_and_in_a_step(single: Serving, stub: image_pb2_grpc.ImageServiceStub) -> None:
+    """A cancelled request leaves the queue at once, a running one at the next step; those behind it move up."""
+    names = [where("queue"), where("step"), CANCELLED, "klein_cost_microusd_total"]
+    before = [single.counted(name) for name in names]
+
+    def more() -> list[float]:
+        return [single.counted(name) - base for name, base in zip(names, before, strict=True)]
+
+    running = stub.Generate(generate(0, (256, 256), 50))
+    await until(running, "progress")
+    first, second = stub.Generate(generate(1)), stub.Generate(generate(2))
+    assert (await until(first, "queued")).queued.position == 0
+    assert (await until(second, "queued")).queued.position == 1
+    assert single.counted('klein_queue_depth{priority="standard"}') == 2
+    first.cancel()
+    assert (await until(second, "queued")).queued.position == 0
+    assert single.counted('klein_queue_depth{priority="standard"}') == 1
+    assert more() == [1, 0, 1, 0]
+    running.cancel()
+    assert (await until(second, "started")).started.queue_wait.ToMilliseconds() > 0
+    assert more()[:3] == [1, 1, 2]
+    await until(second, "completed")
+    assert await running.code() is await first.code() is grpc.StatusCode.CANCELLED
+    await single.counts("klein_running_requests", 0)
+    assert more() == [1, 1, 2, 14_000]
+
+
+async def test_vanished(single: Serving) -> None:
+    """A caller whose connection closes without a word is a cancelled one."""
+    before = single.counted(where("step"))
+    async with opened(single.target, ("grpc.use_local_subchannel_pool", 1)) as channel:
+        call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 50))
+        await until(call, "progress")
+    await single.counts(where("step"), before + 1)
+    await single.counts("klein_running_requests", 0)
+
+
+async def test_in_delivery(faulty: Serving) -> None:
+    """Who leaves while the image is delivered, before its last chunk, does not pay; who is done can leave no more."""
+    before, paid = faulty.counted(where("delivery")), faulty.counted("klein_cost_microusd_total")
+    async with opened(faulty.target, *NARROW) as channel:
+        output = image_pb2.OutputOptions(format="IMAGE_FORMAT_RAW_RGBA")
+        request = generate(0, (208, 224), 1, output=output, preview=NONE)
+        call = image_pb2_grpc.ImageServiceStub(channel).Generate(request)
+        await until(call, "image_header")
+        call.cancel()
+        await faulty.counts(where("delivery"), before + 1)
+        assert faulty.counted("klein_cost_microusd_total") == paid
+        await final(channel, generate())
+    assert faulty.counted(where("delivery")) == before + 1
+    assert faulty.counted("klein_cost_microusd_total") == paid + 14_000

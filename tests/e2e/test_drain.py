@@ -1,0 +1,60 @@
+"""Ends of a server under load: the notice, the grace period, a second signal. What finishes is in test_stream.py."""
+
+import asyncio
+import signal
+import time
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from klein.v1 import image_pb2_grpc
+
+from tests.e2e.calls import NARROW, final, generate, opened, refused, until
+from tests.e2e.conftest import served
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def watched(channel: grpc.aio.Channel) -> None:
+    """Wait until the server says that it does not serve any more."""
+    async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+        if answer.status == NOT_SERVING:
+            return
+
+
+async def test_notice_and_grace() -> None:
+    """From SIGINT on probes fail; requests are taken for the notice; what the grace does not suffice for ends."""
+    settings = {"KLEINSERVE_DRAIN_NOTICE_SECONDS": "2", "KLEINSERVE_DRAIN_GRACE_SECONDS": "0.3"}
+    with served(KLEINSERVE_MAX_STEPS="5000", **settings) as server:
+        async with opened(server.target) as channel, opened(server.target, *NARROW) as narrow:
+            long = generate(0, (256, 256), 5000)
+            running = image_pb2_grpc.ImageServiceStub(channel).Generate(long)
+            unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(long)
+            await until(running, "progress")
+            await until(unread, "started")
+            server.process.send_signal(signal.SIGINT)
+            await watched(channel)
+            assert server.page("/readyz") == (503, "draining\n")
+            assert server.page("/healthz") == (200, "draining\n")
+            await final(channel, generate())  # routers need a moment to look elsewhere
+            code, reason, details = await refused(running)
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            assert set(details) == {"ErrorInfo", "RetryInfo"}
+            assert await asyncio.to_thread(server.process.wait, 30) == 0  # whoever does not read
+
+
+async def test_second_signal() -> None:
+    """A second signal ends a draining server at once; its callers see a lost connection."""
+    with served() as server:
+        async with opened(server.target) as channel:
+            call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 50))
+            await until(call, "progress")
+            server.process.send_signal(signal.SIGINT)
+            await watched(channel)
+            started = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.process.wait, 30) == -signal.SIGTERM
+            assert time.monotonic() - started < 2
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await until(call, "completed")
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

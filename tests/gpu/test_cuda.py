@@ -1,0 +1,100 @@
+"""What only a CUDA device can show: variable-length attention, offloading, bfloat16 passes, parity in float32."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import Flux2KleinPipeline
+from kleinserve.config import Config
+from kleinserve.core import Operation, Request, Size
+from kleinserve.engine import checkpoint
+from kleinserve.engine.attention import Packing, attend
+from kleinserve.engine.engine import Engine
+
+from tests.engine.test_parity import draw, reference
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEVICE = "cuda"
+
+
+def engine(dtype: str, memory: str = "resident") -> Engine:
+    return Engine(checkpoint.find("mini"), Config(device=DEVICE, dtype=dtype, memory=memory, threads=1))
+
+
+def requests() -> list[Request]:
+    """Mixed sizes and step counts, an edit of two references among them."""
+    two = (reference(64, 64, 1, 4), reference(96, 64, 2, 4))
+    return [
+        Request("1", Operation.GENERATE, "a red circle", (), Size(128, 128), 1, 4, 1.0),
+        Request("2", Operation.GENERATE, "a blue star on a green background", (), Size(256, 128), 2, 3, 1.0),
+        Request("3", Operation.EDIT, "put image 1 and image 2 side by side", two, Size(128, 96), 3, 2, 1.0),
+        Request("4", Operation.GENERATE, "a gray ring", (), Size(64, 64), 4, 4, 1.0),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("head_channels", [32, 128])
+def test_packed_attention_equals_one_by_one(dtype: torch.dtype, head_channels: int) -> None:
+    """Sequences side by side attend as each does alone, within the dtype's rounding."""
+    texts, images = [40, 40, 512, 40], [64, 0, 1024, 7]
+    packing = Packing.of(texts, images, torch.device(DEVICE))
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    shape = (3, 1, sum(packing.lengths), 4, head_channels)
+    query, key, value = torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
+    packed = attend(query, key, value, packing)[0].split(packing.lengths)
+    alone = [x[0].float().split(packing.lengths) for x in (query, key, value)]
+    for made, *single in zip(packed, *alone, strict=True):
+        q, k, v = (x.transpose(0, 1)[None] for x in single)
+        expected = F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+        tolerance = 1e-4 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(made.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_float32_equals_stock() -> None:
+    """On CUDA too, a picture packed among others is what the stock pipeline makes of it: the noise is the CPU's."""
+    loaded = engine("float32")
+    pipeline = Flux2KleinPipeline.from_pretrained(checkpoint.MINI).to(DEVICE)
+    pipeline.set_progress_bar_config(disable=True)
+    first = requests()[0]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        stock = pipeline(
+            prompt=first.prompt,
+            height=first.size.height,
+            width=first.size.width,
+            num_inference_steps=first.steps,
+            generator=torch.Generator().manual_seed(first.seed),
+            output_type="np",
+            text_encoder_out_layers=(1, 2, 3),
+            max_sequence_length=loaded.facts.prompt_tokens_max,
+        ).images[0]
+        made = draw(loaded, *requests())[0]
+    assert np.abs(made - stock).max() <= 2 / 255
+
+
+def test_packed_bfloat16_step_is_the_float32_step() -> None:
+    """One packed step in bfloat16 estimates what float32 does, every row within a few hundredths of its spread."""
+    estimates = []
+    for dtype in ("bfloat16", "float32"):
+        loaded = engine(dtype)
+        drawings = [loaded.drawing(request) for request in requests()]
+        loaded.begin(drawings)
+        loaded.step(drawings)
+        estimates.append([drawing.row.estimate for drawing in drawings if drawing.row is not None])
+    for rough, exact in zip(*estimates, strict=True):
+        assert rough is not None
+        assert exact is not None
+        assert rough.dtype == torch.float32
+        assert (rough - exact).square().mean().sqrt() < 0.05 * exact.std()
+
+
+def test_offload_equals_resident() -> None:
+    """Offloaded pictures are the resident ones, and between uses text encoder and VAE are not on the device."""
+    resident, offloaded = engine("bfloat16"), engine("bfloat16", "offload")
+    assert (resident.plan.is_offloaded, offloaded.plan.is_offloaded) == (False, True)
+    for ours, theirs in zip(draw(offloaded, *requests()), draw(resident, *requests()), strict=True):
+        assert np.abs(ours - theirs).max() <= 1 / 255
+    for module in (offloaded._text.module, offloaded._vae.module):
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
