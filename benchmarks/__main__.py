@@ -65,7 +65,9 @@ def _plan(given: argparse.Namespace) -> Plan:
         return plan
     print("no GPU: a reduced geometry on the CPU, which shows that this runs and measures nothing", flush=True)
     model = geometry.write(given.folder.resolve() / "reduced")
-    return replace(plan, model=model, device="cpu", dtype="float32", edges=(64, 64, 128), requests=10, burst=6)
+    return replace(
+        plan, model=model, device="cpu", dtype="float32", edges=(64, 64, 128), requests=8, burst=6, starts_together=True
+    )
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""A klein of a few thousand weights, written as configs: so that `bench-gpu` can be tried where there is no GPU."""
+"""A klein of very few weights, written as configs: so that `bench-gpu` can be tried where there is no GPU."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ KLEIN_4B = Path(__file__).resolve().parent.parent / "server/kleinserve/engine/kl
 REDUCED = {
     "text_encoder": {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16,
+        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 2048,
     },
     "transformer": {
         "attention_head_dim": 16, "num_attention_heads": 4, "num_layers": 1, "num_single_layers": 2,

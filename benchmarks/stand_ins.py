@@ -1,9 +1,161 @@
-"""Stand-ins for small packages that a CUDA PyTorch image lacks, so that the bench runs there. Real ones come first."""
+"""Stand-ins for what a CUDA PyTorch image lacks of our pins, so that the bench runs there with nothing installed.
 
+They are asked last, so what is installed is used. They serve, and no more: settings are not validated, refusals arrive
+without their details, there is no health service and no reflection. Nobody but the bench imports this.
+"""
+
+import importlib.metadata
+import json
+import os
 import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+STOOD_IN = (
+    "cachetools",
+    "google.rpc",
+    "grpc_health",
+    "grpc_reflection",
+    "grpc_status",
+    "importlib_metadata",
+    "pydantic",
+    "pydantic_settings",
+    "structlog",
+)
+FORCED = "BENCH_STAND_INS"  # set: the stand-ins come first, which is how they are tested
 
 
 def install(root: Path) -> None:
     """Make this repository importable without being installed, and stand in for what is missing."""
     sys.path += [str(root / folder) for folder in ("server", "client", "proto/gen")]
+    sys.meta_path.insert(0 if os.environ.get(FORCED) else len(sys.meta_path), Finder())
+    importlib.metadata.version = _versions(importlib.metadata.version)
+    _accept_older_runtimes()
+
+
+class Finder(MetaPathFinder, Loader):
+    """Finds the names above and what is below them."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        is_ours = any(name == root or name.startswith(f"{root}.") for root in STOOD_IN)
+        return ModuleSpec(name, self, is_package=True) if is_ours else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__.update(KNOWN.get(module.__name__, {}))
+        module.__dict__["__getattr__"] = _nothing
+
+
+class Nothing:
+    """What may be called, awaited and asked for anything, and does nothing."""
+
+    def __call__(self, *_: Any, **__: Any) -> "Nothing":
+        return self
+
+    def __getattr__(self, name: str) -> "Nothing":
+        return _nothing(name)
+
+    def __await__(self) -> Iterator[None]:
+        yield from ()
+
+
+def _nothing(name: str) -> Nothing:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Nothing()
+
+
+class Log:
+    """structlog's logger: one JSON object a line on standard error."""
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda event, **facts: print(
+            json.dumps({"level": level, "event": event, **facts}, default=str), file=sys.stderr
+        )
+
+
+class LRUCache(OrderedDict[Any, Any]):
+    """cachetools': bounded by the summed sizes of its values, the least recently used goes first."""
+
+    def __init__(self, maxsize: float, getsizeof: Callable[[Any], float] = lambda _: 1):
+        super().__init__()
+        self.maxsize, self.getsizeof, self.currsize = maxsize, getsizeof, 0.0
+
+    def __getitem__(self, key: Any) -> Any:
+        value = super().__getitem__(key)
+        self.move_to_end(key)
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key in self:
+            del self[key]
+        self.currsize += self.getsizeof(value)
+        super().__setitem__(key, value)
+        while self.currsize > self.maxsize:
+            del self[next(iter(self))]
+
+    def __delitem__(self, key: Any) -> None:
+        self.currsize -= self.getsizeof(super().__getitem__(key))
+        super().__delitem__(key)
+
+
+class BaseSettings:
+    """pydantic's settings, not validated: the class's defaults, then what is given, in the default's type."""
+
+    model_fields: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        cls.model_fields = {name: getattr(cls, name, None) for name in cls.__annotations__}
+
+    def __init__(self, **given: Any):
+        for name, default in self.model_fields.items():
+            value = given.get(name, default)
+            is_text = isinstance(value, str) and not isinstance(default, (str, type(None)))
+            self.__dict__[name] = type(default)(json.loads(value)) if is_text else value
+
+    def model_dump(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class ValidationError(ValueError):
+    """Never raised here."""
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "cachetools": {"LRUCache": LRUCache},
+    "importlib_metadata": vars(importlib.metadata),
+    "pydantic": {"ValidationError": ValidationError, "Field": Nothing()},
+    "pydantic_settings": {"BaseSettings": BaseSettings, "SettingsConfigDict": dict},
+    "structlog": {"get_logger": lambda *_: Log()},
+}
+
+
+def _versions(known: Callable[[str], str]) -> Callable[[str], str]:
+    def version(package: str) -> str:
+        try:
+            return known(package)
+        except importlib.metadata.PackageNotFoundError:
+            if package == "klein-serve":
+                return "0"  # not installed
+            raise
+
+    return version
+
+
+def _accept_older_runtimes() -> None:
+    """Let the committed stubs run on an image's older grpcio and protobuf; they use nothing new."""
+    import grpc._utilities
+    from google.protobuf import runtime_version
+
+    runtime_version.ValidateProtobufRuntimeVersion = lambda *_: None
+    grpc._utilities.first_version_is_lower = lambda *_: False

@@ -52,3 +52,14 @@ def test_plot(folder: Path) -> None:
     """The numbers become a picture."""
     plot.latency(json.loads((folder / "tiny.json").read_text()), folder / "latency.png")
     assert (folder / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gpu_bench_runs_where_there_is_none(tmp_path: Path) -> None:
+    """`bench-gpu` runs to its end on a CPU, with a reduced geometry, and with our small packages stood in for."""
+    told = bench("gpu", "--device", "cpu", "--contestants", "ours,lock", "--folder", str(tmp_path), BENCH_STAND_INS="1")
+    assert "measures nothing" in told
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["plan"]["model"].startswith("geometry:")
+    for contestant in found["contestants"].values():
+        for of in contestant["loads"].values():
+            assert of["answered"] == of["requests"]
