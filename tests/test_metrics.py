@@ -28,6 +28,8 @@ CONTRACT = """
 | `grpc_server_started_total` | counter | grpc_type, grpc_service, grpc_method |
 | `grpc_server_handled_total` | counter | grpc_type, grpc_service, grpc_method, grpc_code |
 | `grpc_server_handling_seconds` | histogram | grpc_type, grpc_service, grpc_method |
+| `klein_prediction_error_ratio` | histogram | stage |
+| `klein_step_tokens_max` | gauge | |
 """
 USAGE = Usage(4_194_304, 4, 2, 17_000, True, "x")
 EDIT = "/klein.v1.ImageService/Edit"
@@ -50,7 +52,8 @@ def used(metrics: Metrics) -> Metrics:
     """Metrics of a server to which everything has happened once."""
     metrics.built("0.1.0", "mini", "cpu", "float32")
     metrics.begun(Beginning(prompt_hit=False, reference_hits=[True, False]))
-    metrics.stepped(0.2, 3, 768)
+    metrics.ran("step", 0.2, 0.1)
+    metrics.stepped(3, 768)
     metrics.billable(Operation.EDIT, USAGE)
     metrics.finished(Operation.EDIT, "OK", "", 1.5, has_deadline=True)
     metrics.accelerator_memory_bytes.labels("used").set(1)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from kleinserve import __main__
-from kleinserve.core import Request
 from kleinserve.engine import alpha, engine
 from kleinserve.engine.engine import Drawing
 
@@ -31,10 +30,10 @@ ENDS_FILE = os.environ.get("FAULTS_ENDS_FILE")  # a line per stage that ended: m
 class FaultyEngine(engine.Engine):
     """An engine whose failures are the prompts'; what it does not spoil it does as the real one."""
 
-    def warm_up(self, request: Request) -> None:
+    def begin(self, drawings: Sequence[Drawing]) -> None:
         while WARM_UP_FILE and not Path(WARM_UP_FILE).exists():
             time.sleep(0.01)
-        super().warm_up(request)
+        super().begin(drawings)
 
     def step(self, drawings: Sequence[Drawing]) -> None:
         for drawing in drawings:

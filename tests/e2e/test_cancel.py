@@ -32,13 +32,13 @@ async def test_in_the_queue_and_in_a_step(single: Serving, stub: image_pb2_grpc.
 
     running = stub.Generate(generate(0, (256, 256), 50))
     await until(running, "progress")
-    first, second = stub.Generate(generate(1)), stub.Generate(generate(2))
+    first, second = (stub.Generate(generate(seed, (128, 128), priority="PRIORITY_BATCH")) for seed in (1, 2))
     assert (await until(first, "queued")).queued.position == 0
     assert (await until(second, "queued")).queued.position == 1
-    assert single.counted('klein_queue_depth{priority="standard"}') == 2
+    assert single.counted('klein_queue_depth{priority="batch"}') == 2
     first.cancel()
     assert (await until(second, "queued")).queued.position == 0
-    assert single.counted('klein_queue_depth{priority="standard"}') == 1
+    assert single.counted('klein_queue_depth{priority="batch"}') == 1
     assert more() == [1, 0, 1, 0]
     running.cancel()
     assert (await until(second, "started")).started.queue_wait.ToMilliseconds() > 0

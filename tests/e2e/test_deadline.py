@@ -13,12 +13,13 @@ from tests.e2e.conftest import Serving, served
 
 async def test_a_deadline_that_no_server_could_meet_is_refused_at_once(serving: Serving) -> None:
     """Fifty steps of 256² in a tenth of a second: DEADLINE_UNREACHABLE, and nothing was computed."""
+    steps = serving.counted("klein_step_requests_count")
     async with opened(serving.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         code, reason, _ = await refused(stub.Generate(generate(size=(256, 256), steps=50), timeout=0.1))
     assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
-    assert serving.counted('klein_deadline_total{outcome="refused"}') == 1
-    assert serving.counted("klein_step_requests_count") == 0
+    assert serving.counted('klein_deadline_total{outcome="refused"}') >= 1
+    assert serving.counted("klein_step_requests_count") == steps
 
 
 async def test_a_deadline_that_this_queue_cannot_meet_says_when_to_come_back(serving: Serving) -> None:

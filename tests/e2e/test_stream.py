@@ -181,7 +181,7 @@ async def test_full_queue_and_drain(tmp_path: Path) -> None:
             stub = image_pb2_grpc.ImageServiceStub(channel)
             running = stub.Generate(generate(size=(256, 256), steps=20))
             await until(running, "progress")
-            waiting = stub.Generate(generate(size=(64, 64)))
+            waiting = stub.Generate(generate(size=(128, 128), priority="PRIORITY_BATCH"))
             await until(waiting, "queued")
             code, reason, details = await refused(stub.Generate(generate()))
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")

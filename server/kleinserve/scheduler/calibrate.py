@@ -80,7 +80,7 @@ def _measured(engine: Engine, size: Size, count: int, steps: int, name: str) -> 
     drawings = []
     for i in range(count):
         reference = Reference(black, f"{name} {size} {count} {i}".encode())
-        request = Request("", Operation.EDIT, f"{name} {size} {i}", (reference,), size, i, steps, scale)
+        request = Request("calibration", Operation.EDIT, f"{name} {size} {i}", (reference,), size, i, steps, scale)
         drawings.append(engine.drawing(request))
     engine.begin(drawings)
     loads = [load_of(engine, drawing) for drawing in drawings]
