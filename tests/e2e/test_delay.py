@@ -39,9 +39,8 @@ async def test_events_are_prompt(faulty: Serving) -> None:
     for _ in range(ATTEMPTS):
         found = await delays(faulty)
         assert set(found) == {"progress", "preview", "image_header", "completed"}
-        assert len(found["progress"]) > STEPS / 2
         assert min(delay for kind in found.values() for delay in kind) > 0
         medians = {kind: statistics.median(values) for kind, values in found.items()}
-        if max(medians.values()) < SECONDS_MAX:
+        if max(medians.values()) < SECONDS_MAX and len(found["progress"]) > STEPS / 2:
             return
-    raise AssertionError(f"median delays in seconds: {medians}")
+    raise AssertionError(f"median delays in seconds: {medians}, of {len(found['progress'])} steps")

@@ -30,7 +30,10 @@ SERVICES = (
 
 
 async def serve(engine: Engine, config: Config, announce: Callable[[str], None]) -> int:
-    """Serve until SIGTERM or SIGINT, drained; a second signal exits at once. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT, drained; a second signal exits at once. Returns the exit code.
+
+    Raises: OSError, one line with the address, where a port is taken.
+    """
     metrics = Metrics()
     facts = engine.facts
     metrics.built(__version__, facts.name, facts.device, facts.dtype)
@@ -50,9 +53,10 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
 
     scheduler = Scheduler(engine, config, metrics, on_state)
     await _say(healthy, is_serving=False)
-    server, port = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy)
-    await server.start()  # bound before the warm-up: early requests get NOT_READY
     web = _WebServer(config, metrics, lambda: _state(scheduler, stopping, dead))
+    server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy)
+    port = await _bound(server, config)
+    await server.start()  # bound before the warm-up: early requests get NOT_READY
     _on_signals(stopping)
     await scheduler.start()
     announce(f"serving on {config.host}:{port}, metrics on {config.host}:{web.port}")
@@ -67,9 +71,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     return 1 if dead.is_set() else 0
 
 
-def _grpc_server(
-    config: Config, images: ImageServicer, healthy: health.aio.HealthServicer
-) -> tuple[grpc.aio.Server, int]:
+def _grpc_server(config: Config, images: ImageServicer, healthy: health.aio.HealthServicer) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", config.request_bytes_max),
@@ -84,7 +86,16 @@ def _grpc_server(
     usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(), server)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server, server.add_insecure_port(f"{config.host}:{config.port}")
+    return server
+
+
+async def _bound(server: grpc.aio.Server, config: Config) -> int:
+    """The port that the server listens on. Raises: OSError."""
+    try:
+        return server.add_insecure_port(f"{config.host}:{config.port}")
+    except RuntimeError as error:
+        await server.stop(None)
+        raise OSError(f"cannot listen on {config.host}:{config.port}") from error
 
 
 def _state(scheduler: Scheduler, stopping: asyncio.Event, dead: asyncio.Event) -> State:
@@ -142,9 +153,16 @@ class _WebServer:
                 return [b"not found\n"]
             return [f"{state().value}\n".encode()]
 
-        self._server: WSGIServer = make_server(config.host, config.metrics_port, application, handler_class=_Quiet)
+        self._server = self._bound(config, application)
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    @staticmethod
+    def _bound(config: Config, application: Callable[..., Iterable[bytes]]) -> WSGIServer:
+        try:
+            return make_server(config.host, config.metrics_port, application, handler_class=_Quiet)
+        except OSError as error:
+            raise OSError(f"cannot listen on {config.host}:{config.metrics_port}: {error.strerror}") from error
 
     def stop(self) -> None:
         self._server.shutdown()
