@@ -16,7 +16,7 @@ from kleinserve.config import Config
 from kleinserve.core import EDGE_MULTIPLE, Event, ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
 from kleinserve.errors import Cancelled, Internal, KleinError, NotImplementedHere, ReaderStalled
 from kleinserve.metrics import Metrics
-from kleinserve.rpc import convert
+from kleinserve.rpc import events, requests
 from kleinserve.rpc.answer import refuse
 from kleinserve.scheduler.job import Job, Stage
 from kleinserve.scheduler.scheduler import Scheduler
@@ -91,7 +91,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
 
     async def _stream(self, stream: "_Stream", message: Message, context: Context) -> None:
         self._scheduler.check(0)
-        draft = convert.draft(message, self._facts, self._config)
+        draft = requests.draft(message, self._facts, self._config)
         for index, data in enumerate(draft.references):
             limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
             reference.check(index, data, **limits)
@@ -151,7 +151,7 @@ class _Stream:
     async def write(self, context: Context, happened: Event) -> None:
         """Send one event. Raises: ReaderStalled when the reader takes nothing for too long."""
         assert self.job is not None
-        message = convert.event(happened, self.request_id, self._sequence, self.job.request.client_tag)
+        message = events.event(happened, self.request_id, self._sequence, self.job.request.client_tag)
         self._sequence += 1
         try:
             async with asyncio.timeout(self._stall_seconds):
@@ -186,13 +186,13 @@ def capabilities(facts: ModelFacts, config: Config) -> image_pb2.GetCapabilities
         default_height=facts.default_size.height,
         default_steps=facts.default_steps,
         default_guidance_scale=facts.default_guidance_scale,
-        max_guidance_scale=1.0 if facts.variant.value == "distilled" else convert.GUIDANCE_MAX,
+        max_guidance_scale=1.0 if facts.variant.value == "distilled" else requests.GUIDANCE_MAX,
         max_steps=config.max_steps,
-        min_edge=convert.EDGE_MIN,
-        max_edge=convert.EDGE_MAX,
+        min_edge=requests.EDGE_MIN,
+        max_edge=requests.EDGE_MAX,
         edge_multiple=EDGE_MULTIPLE,
-        max_pixels=convert.PIXELS_MAX,
-        max_references=convert.REFERENCES_MAX,
+        max_pixels=requests.PIXELS_MAX,
+        max_references=requests.REFERENCES_MAX,
         max_reference_bytes=config.reference_bytes_max,
         max_reference_pixels=config.reference_pixels_max,
         max_prompt_tokens=facts.prompt_tokens_max,
