@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,24 +17,35 @@ from benchmarks import geometry, report, summary  # noqa: E402 - after what an i
 from benchmarks.plan import FULL, GPU, QUICK, TINY, Plan  # noqa: E402
 from benchmarks.run import Bench  # noqa: E402
 
+FOLDER = ROOT / "bench"
 PLANS = {plan.name: plan for plan in (QUICK, FULL, GPU, TINY)}
 NEVER_SPLIT = ("quick", "gpu", "tiny")  # one run each: what an earlier one left is dropped
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the contestants are stopped too
     given = _arguments()
     plan = _plan(given)
     if given.fresh or plan.name in NEVER_SPLIT:
-        (given.folder / f"{plan.name}.jsonl").unlink(missing_ok=True)
-    if plan.name == "quick":
-        subprocess.run([sys.executable, "-m", "benchmarks.packed"], check=True)
-    found = summary.summarise(Bench(plan, given.folder, lambda line: print(line, flush=True)).run(), plan)
+        for suffix in ("jsonl", "packed.json"):
+            (given.folder / f"{plan.name}.{suffix}").unlink(missing_ok=True)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    packed = _packed(given.folder / f"{plan.name}.packed.json") if plan.name in ("quick", "full") else {}
+    rows = Bench(plan, given.folder, lambda line: print(line, flush=True)).run()
+    found = summary.summarise(rows, plan) | {"engine_alone": packed}
     text = report.markdown(found)
     (given.folder / f"{plan.name}.md").write_text(text)
     (given.folder / f"{plan.name}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(text)
-    if plan.name == "full":
+    if plan.name == "full" and given.folder == FOLDER:
         _publish(text, found)
+
+
+def _packed(file: Path) -> summary.Summary:
+    """Packed stepping and the server's overhead, measured in a process of its own unless they are known."""
+    if not file.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.packed", str(file)], check=True)
+    return dict(json.loads(file.read_text()))
 
 
 def _publish(text: str, found: summary.Summary) -> None:
@@ -48,7 +60,7 @@ def _publish(text: str, found: summary.Summary) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("plan", choices=PLANS)
-    parser.add_argument("--folder", type=Path, default=ROOT / "bench", help="rows, logs and tables (bench/)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="rows, logs and tables (bench/)")
     parser.add_argument("--fresh", action="store_true", help="drop what an earlier full run has measured")
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--requests", type=int, help="of one Poisson repetition")
@@ -65,9 +77,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         return plan
     print("no GPU: a reduced geometry on the CPU, which shows that this runs and measures nothing", flush=True)
     model = geometry.write(given.folder.resolve() / "reduced")
-    return replace(
-        plan, model=model, device="cpu", dtype="float32", edges=(64, 64, 128), requests=8, burst=6, starts_together=True
-    )
+    small = replace(plan, edges=TINY.edges, requests=TINY.requests, burst=TINY.burst, starts_together=True)
+    return replace(small, model=model, device="cpu", dtype="float32")
 
 
 def _device() -> str:

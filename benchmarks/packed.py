@@ -1,10 +1,12 @@
 """Packed stepping against one request after another, and the server's overhead; mini, this machine, one run.
 
-    .venv/bin/python -m benchmarks.packed
+    .venv/bin/python -m benchmarks.packed [FILE]
 
-Prints medians over the repetitions. Denoising alone for the ratios; one 256² request end to end for the overhead.
+Prints medians over the repetitions, and writes them to FILE as JSON, in seconds. Denoising alone for the ratios; one
+256² request end to end for the overhead.
 """
 
+import json
 import platform
 import re
 import statistics
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from kleinclient import Client
@@ -86,9 +89,21 @@ def served(client: Client) -> float:
 def main() -> None:
     engine = Engine(checkpoint.find("mini"), Config())
     print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} torch threads, mini, float32")
+    found: dict[str, list[float]] = {}
     for name, sizes in (("8 x 128²", [(128, 128)] * 8), ("8 x 64²", [(64, 64)] * 8), ("8 mixed, 64² to 256²", MIXED)):
-        one, packed, times = ratio(engine, sizes)
+        one, packed, times = found[name] = [round(x, 5) for x in ratio(engine, sizes)]
         print(f"{name}: one after another {one * 1e3:.0f} ms, packed {packed * 1e3:.0f} ms, {times:.2f} times")
+    alone_, through, over = found["one 256²"] = [round(x, 5) for x in overhead(engine)]
+    print(
+        f"one 256² request: bare engine {alone_ * 1e3:.0f} ms, through the server {through * 1e3:.0f} ms, "
+        f"overhead {over * 1e3:.1f} ms"
+    )
+    if sys.argv[1:]:
+        Path(sys.argv[1]).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+
+
+def overhead(engine: Engine) -> tuple[float, float, float]:
+    """Seconds of one 256² request through the engine alone, through the server, and the median of the differences."""
     command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
@@ -98,9 +113,8 @@ def main() -> None:
             client.generate("a red circle", size=(256, 256), seed=0).result()
             pairs = [(bare(engine), served(client)) for _ in range(2 * REPETITIONS)]
         process.terminate()
-    alone_, through = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
-    over = statistics.median((b - a) * 1e3 for a, b in pairs)
-    print(f"one 256² request: bare engine {alone_:.0f} ms, through the server {through:.0f} ms, overhead {over:.1f} ms")
+    alone_, through = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return alone_, through, statistics.median(b - a for a, b in pairs)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def latency(summary: Summary, file: Path) -> None:
     titles = [f"{edge}²: p50, and the tail dashed" for edge in edges] + ["time to first preview, p50"]
     for panel, title in zip(panels, titles, strict=True):
         panel.set(title=title, xlabel="load, % of the lock's capacity", yscale="log")
+        for axis_format in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis_format("{x:g}")
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("ms")
     panels[0].legend(fontsize=8)

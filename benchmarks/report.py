@@ -8,6 +8,7 @@ from benchmarks.plan import BURST, DEADLINES
 from benchmarks.summary import Summary, poisson_loads
 
 MIB = 1024 * 1024
+OVERHEAD = "one 256²"  # packed.py's name for it
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -17,8 +18,8 @@ def markdown(summary: Summary) -> str:
     for name in [*poisson_loads(summary), BURST]:
         if any(name in c["loads"] for c in summary["contestants"].values()):
             parts.append(_load(summary, name))
-    parts.append(_stages(summary))
-    return "\n\n".join(parts) + "\n"
+    parts += [_stages(summary), _engine_alone(summary.get("engine_alone", {}))]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def into_document(document: Path, text: str) -> None:
@@ -91,6 +92,21 @@ def _stages(summary: Summary) -> str:
         return ""
     head = ["", *next(iter(loads.values()))["stage_seconds"]]
     return f"**Where the time goes, {TITLES['ours']}** (shares of `klein_stage_seconds`)\n\n{_table(head, rows)}"
+
+
+def _engine_alone(measured: dict[str, list[float]]) -> str:
+    """Packed stepping, and the server against the bare engine loop; see packed.py."""
+    if not measured:
+        return ""
+    rows = [[name, _ms(a), _ms(b), f"{ratio:.2f}"] for name, (a, b, ratio) in measured.items() if name != OVERHEAD]
+    bare, through, over = measured[OVERHEAD]
+    head = ["denoising, engine alone, ms", "one after another", "packed", "ratio"]
+    told = f"One 256² request: bare engine loop {_ms(bare)} ms, through the server {_ms(through)} ms"
+    return f"{_table(head, rows)}\n\n{told}, overhead {over * 1e3:.1f} ms."
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f}"
 
 
 def _cell(spread: dict[str, float] | None, factor: float = 1e3, digits: int = 0, unit: str = "") -> str:

@@ -39,13 +39,21 @@ class Bench:
         self._until = time.monotonic() + plan.seconds_max
         self._file = folder / f"{plan.name}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.loads(line) for line in self._file.read_text().splitlines()] if self._file.exists() else []
+        self._together: dict[str, Serving] = {}
+        lines = self._read()
         if lines and lines[0] != plan.shape:
             raise SystemExit(f"{self._file} was measured with {lines[0]}: move it away, or pass --fresh")
-        self._together: dict[str, Serving] = {}
         self.rows: list[Row] = lines[1:]
         if not lines:
             self._write(plan.shape)
+
+    def _read(self) -> list[Row]:
+        """The file's lines; a last one that was cut off is dropped."""
+        text = self._file.read_text() if self._file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._file.write_text(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
     def run(self) -> list[Row]:
         """Measure everything that the plan wants and the file lacks. Returns all rows."""
