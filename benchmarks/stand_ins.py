@@ -23,6 +23,7 @@ STOOD_IN = (
     "grpc_reflection",
     "grpc_status",
     "importlib_metadata",
+    "platformdirs",
     "pydantic",
     "pydantic_settings",
     "structlog",
@@ -134,6 +135,7 @@ class ValidationError(ValueError):
 KNOWN: dict[str, dict[str, Any]] = {
     "cachetools": {"LRUCache": LRUCache},
     "importlib_metadata": vars(importlib.metadata),
+    "platformdirs": {"user_cache_path": lambda name: Path.home() / ".cache" / name},
     "pydantic": {"ValidationError": ValidationError, "Field": Nothing()},
     "pydantic_settings": {"BaseSettings": BaseSettings, "SettingsConfigDict": dict},
     "structlog": {"get_logger": lambda *_: Log()},

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -65,7 +66,7 @@ class Scheduler:
         self._delivery = Delivery(engine.facts.name, config.codec_threads, metrics)
         self._queue = Queue(config.queue_requests_max, config.queue_bytes_max)
         self._outlook = Outlook(Cost(), Turns())
-        self._is_overlapping = engine.facts.device == "cpu" and config.torch_threads > 1
+        self._is_overlapping = engine.facts.device == "cpu" and (os.cpu_count() or 1) > 1
         self._price = price.configured(config)
         self._jobs: set[Job] = set()
         self._workers: list[Worker] = []
