@@ -52,6 +52,7 @@ class Simulated:
             self.deadline,
             self.steps_done,
             self.kind.tokens,
+            self.line.per_unit * self.kind.tokens,
             remaining,
             self.alone,
         )
@@ -65,11 +66,11 @@ class Simulated:
 Policy = Callable[[Sequence[Simulated], float, Turns], list[Simulated]]
 
 
-def shortest_first(tokens_max: int) -> Policy:
+def shortest_first(tokens_max: int, line: Line) -> Policy:
     """Ours."""
 
     def choose(jobs: Sequence[Simulated], now: float, turns: Turns) -> list[Simulated]:
-        return [jobs[i] for i in pick([job.standing(turns) for job in jobs], now, tokens_max)]
+        return [jobs[i] for i in pick([job.standing(turns) for job in jobs], now, tokens_max, line.fixed)]
 
     return choose
 

@@ -7,7 +7,7 @@ from kleinserve.scheduler.policy import STANDARD, Standing
 
 def claim(remaining: float, deadline: float | None = None) -> Claim:
     """A job that takes `remaining` seconds from the others too, three quarters of it in steps."""
-    seen = Standing(STANDARD, "", 0.0, 0.0, deadline, 0, 100, remaining, remaining)
+    seen = Standing(STANDARD, "", 0.0, 0.0, deadline, 0, 100, 0.0, remaining, remaining)
     return Claim(seen, Share(0.75 * remaining, 0.25 * remaining))
 
 

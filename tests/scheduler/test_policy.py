@@ -1,5 +1,6 @@
 """The policy on a simulated device, beside what other servers do, and its rules one by one."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -23,7 +24,7 @@ from tests.scheduler.simulator import (
 LINE = Line(0.0005, 0.0441 / 4608)
 SMALL, MIDDLE, LARGE = Kind("512²", 1536, 0.010), Kind("1024²", 4608, 0.035), Kind("2048²", 16896, 0.160)
 MIX = {SMALL: 0.6, MIDDLE: 0.3, LARGE: 0.1}
-OURS = shortest_first(4608)
+OURS = shortest_first(8192, LINE)
 
 
 def served(policy: Policy, load: float = 0.8, seed: int = 1, **every: object) -> list[Simulated]:
@@ -57,27 +58,25 @@ def test_the_largest_class_is_bounded_by_the_stretch() -> None:
 def test_small_jobs_are_packed_to_the_budget_and_no_further() -> None:
     """The first goes whatever its size; others join while they fit, and a large one does not keep a small one out."""
     jobs = [standing(tokens=tokens, remaining=tokens) for tokens in (100, 300, 500, 50)]
-    assert pick(jobs, 0.0, 450) == [3, 0, 1]
-    assert pick(jobs, 0.0, 10) == [3]
-    assert pick(jobs, 0.0, 660) == [3, 0, 1]
-    assert pick([standing(tokens=900, remaining=1.0), standing(tokens=300, remaining=2.0)], 0.0, 450) == [0]
+    assert pick(jobs, 0.0, 450, 1.0) == [3, 0, 1]
+    assert pick(jobs, 0.0, 10, 1.0) == [3]
+    assert pick([standing(tokens=900, remaining=1.0), standing(tokens=300, remaining=2.0)], 0.0, 450, 1.0) == [0]
 
 
-PLAIN = Standing(STANDARD, "", 0.0, 0.0, None, steps_done=0, tokens=100, remaining=1.0, whole=3600.0)
+def test_a_large_job_joins_small_ones_only_where_many_wait() -> None:
+    """It would lengthen the small one's step more than it saves, unless the saving helps a queue behind it."""
+    small, large = standing(step=0.01, remaining=0.1), standing(step=0.1, remaining=1.0)
+    assert pick([small, large], 0.0, 8192, 0.01) == [0]
+    assert pick([small, small], 0.0, 8192, 0.01) == [0, 1]
+    assert pick([small, large, *[large] * 5], 0.0, 8192, 0.01)[:2] == [0, 1]
 
 
-def standing(**given: float | str | None) -> Standing:
+PLAIN = Standing(STANDARD, "", 0.0, 0.0, None, steps_done=0, tokens=100, step=0.0, remaining=1.0, whole=3600.0)
+
+
+def standing(**changed: float | str | None) -> Standing:
     """A standard job that arrived now, an hour from being due, unless said otherwise."""
-    known = {
-        "priority": STANDARD,
-        "caller": "",
-        "served": 0.0,
-        "arrived": 0.0,
-        "deadline": None,
-        "steps_done": 0,
-        "tokens": 100,
-    }
-    return Standing(**(known | {"remaining": 1.0, "whole": 3600.0} | given))  # type: ignore[arg-type]
+    return replace(PLAIN, **changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

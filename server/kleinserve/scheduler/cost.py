@@ -96,10 +96,18 @@ class Cost:
         calm = Cost({stage: Line(line.fixed, line.per_unit, min(1.0, line.drift)) for stage, line in lines})
         return calm.remaining(load, steps, is_begun=False)
 
+    @property
+    def fixed(self) -> float:
+        """Seconds of a step whoever shares it."""
+        return self.lines["step"].drift * self.lines["step"].fixed
+
+    def added(self, load: Load) -> float:
+        """Seconds by which a request lengthens a step that it shares."""
+        return self.lines["step"].drift * self.lines["step"].per_unit * load.work
+
     def share(self, load: Load, steps: int, *, is_begun: bool) -> Share:
         """What the request takes from the others: of the fixed part of a step only what a full step spreads."""
-        step = self.lines["step"]
-        stepping = steps * step.drift * step.per_unit * load.work / _SATURATED
+        stepping = steps * self.added(load) / _SATURATED
         return Share(stepping, self._beginning(load, is_begun=is_begun) + self._end(load, steps))
 
     def saturating_tokens(self, work_per_token: float) -> int:

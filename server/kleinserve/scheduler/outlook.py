@@ -32,6 +32,7 @@ class Outlook:
             deadline=job.deadline,
             steps_done=job.drawing.steps_done,
             tokens=job.load.tokens,
+            step=self.cost.added(job.load),
             remaining=self.remaining(job),
             whole=self.cost.remaining(job.load, job.drawing.total_steps, is_begun=False),
         )
@@ -46,7 +47,7 @@ class Outlook:
 
     def picked(self, jobs: Sequence[Job], now: float, tokens_max: int) -> list[Job]:
         """The jobs of the next step."""
-        return [jobs[i] for i in policy.pick([self.standing(job) for job in jobs], now, tokens_max)]
+        return [jobs[i] for i in policy.pick([self.standing(job) for job in jobs], now, tokens_max, self.cost.fixed)]
 
     def stepped(self, jobs: Iterable[Job], seconds: float) -> None:
         """Charge the jobs' callers with a step, by the work that each had in it."""

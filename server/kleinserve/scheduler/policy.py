@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 INTERACTIVE, STANDARD, BATCH = range(3)
 STRETCH = {INTERACTIVE: 12.0, STANDARD: 12.0, BATCH: 48.0}  # times its lone time until a job is due
+_SAVING = 3.0  # a shared step saves its fixed part for those present and for those still to come; by simulation
 _NEAR = 1.0  # a job is nearly due when its slack is less than this many times what remains of it
 
 
@@ -18,7 +19,8 @@ _NEAR = 1.0  # a job is nearly due when its slack is less than this many times w
 class Standing:
     """What the policy sees of a job. Seconds; `arrived` and `deadline` on the clock of `now`.
 
-    remaining: until its image, were it alone from now on. whole: the same from its arrival. tokens: its part of a step.
+    remaining: until its image, were it alone from now on. whole: the same from its arrival.
+    tokens, step: its part of a step, and the seconds by which that lengthens it.
     served: what its caller has had, as `Turns` counts it.
     """
 
@@ -29,6 +31,7 @@ class Standing:
     deadline: float | None
     steps_done: int
     tokens: int
+    step: float
     remaining: float
     whole: float
 
@@ -68,12 +71,18 @@ def order(jobs: Sequence[Standing], now: float) -> list[int]:
     return sorted(ranks, key=ranks.__getitem__)
 
 
-def pick(jobs: Sequence[Standing], now: float, tokens_max: int) -> list[int]:
-    """The indices of the jobs that share the next step: the first always, then in order whoever still fits."""
+def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float) -> list[int]:
+    """The indices of the jobs that share the next step, of which `fixed` seconds pass whoever shares it.
+
+    The first always goes. Each next one joins if it fits, and if the seconds by which it keeps those before it waiting
+    are fewer than those it saves for itself and everyone after it: few join when few wait, many when many do.
+    """
     picked: list[int] = []
     tokens = 0
     for i in order(jobs, now):
-        if not picked or tokens + jobs[i].tokens <= tokens_max:
+        lost = len(picked) * jobs[i].step
+        saved = _SAVING * (len(jobs) - len(picked)) * fixed
+        if not picked or (tokens + jobs[i].tokens <= tokens_max and lost <= saved):
             picked.append(i)
             tokens += jobs[i].tokens
     return picked
