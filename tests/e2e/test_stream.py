@@ -162,6 +162,27 @@ async def test_transparent(channel: grpc.aio.Channel) -> None:
     assert not picture[alpha == 0][:, :3].any()
 
 
+async def test_rpcs_are_counted_by_their_status(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """Each RPC counts once as started and once as handled, with the status that its caller saw."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+
+    def handled(method: str, code: str) -> str:
+        return f'grpc_server_handled_total{{grpc_code="{code}",grpc_method="{method}"'
+
+    names = [handled("Generate", "OK"), handled("Generate", "InvalidArgument"), handled("Generate", "Canceled")]
+    before = [serving.counted(name) for name in names]
+    await stub.GetCapabilities(image_pb2.GetCapabilitiesRequest())
+    await final(channel, generate())
+    await refused(stub.Generate(generate(steps=51)))
+    call = stub.Generate(generate(size=(256, 256), steps=50))
+    await until(call, "progress")
+    call.cancel()
+    await serving.counts(names[2], before[2] + 1)
+    assert [serving.counted(name) - base for name, base in zip(names, before, strict=True)] == [1, 1, 1]
+    assert serving.counted(handled("GetCapabilities", "OK")) >= 1
+    assert serving.counted("grpc_server_started_total") >= serving.counted("grpc_server_handled_total") >= 4
+
+
 async def test_health_and_pages(serving: Serving, channel: grpc.aio.Channel) -> None:
     """A warm server is SERVING for all its services, and its probes say so."""
     stub = health_pb2_grpc.HealthStub(channel)

@@ -19,6 +19,7 @@ from kleinserve import __version__
 from kleinserve.config import Config
 from kleinserve.engine.engine import Engine
 from kleinserve.metrics import Metrics
+from kleinserve.rpc.interceptor import Counting
 from kleinserve.rpc.servicer import ImageServicer, UsageServicer
 from kleinserve.scheduler.scheduler import Scheduler, State
 
@@ -54,7 +55,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     scheduler = Scheduler(engine, config, metrics, on_state)
     await _say(healthy, is_serving=False)
     web = _WebServer(config, metrics, lambda: _state(scheduler, stopping, dead))
-    server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy)
+    server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy, metrics)
     port = await _bound(server, config)
     await server.start()  # bound before the warm-up: early requests get NOT_READY
     _on_signals(stopping)
@@ -71,8 +72,11 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     return 1 if dead.is_set() else 0
 
 
-def _grpc_server(config: Config, images: ImageServicer, healthy: health.aio.HealthServicer) -> grpc.aio.Server:
+def _grpc_server(
+    config: Config, images: ImageServicer, healthy: health.aio.HealthServicer, metrics: Metrics
+) -> grpc.aio.Server:
     server = grpc.aio.server(
+        interceptors=[Counting(metrics)],
         options=[
             ("grpc.max_receive_message_length", config.request_bytes_max),
             ("grpc.max_concurrent_streams", 1024),
@@ -80,7 +84,7 @@ def _grpc_server(config: Config, images: ImageServicer, healthy: health.aio.Heal
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.so_reuseport", 0),
-        ]
+        ],
     )
     image_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(), server)
