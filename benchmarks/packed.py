@@ -7,6 +7,7 @@ Prints medians over the repetitions, and writes them to FILE as JSON, in seconds
 """
 
 import json
+import os
 import platform
 import re
 import statistics
@@ -87,13 +88,17 @@ def served(client: Client) -> float:
 
 
 def main() -> None:
-    engine = Engine(checkpoint.find("mini"), Config())
-    print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} torch threads, mini, float32")
+    print(f"{platform.machine()}, torch {torch.__version__}, mini, float32")
     found: dict[str, list[float]] = {}
-    for name, sizes in (("8 x 128²", [(128, 128)] * 8), ("8 x 64²", [(64, 64)] * 8), ("8 mixed, 64² to 256²", MIXED)):
-        one, packed, times = found[name] = [round(x, 5) for x in ratio(engine, sizes)]
-        print(f"{name}: one after another {one * 1e3:.0f} ms, packed {packed * 1e3:.0f} ms, {times:.2f} times")
-    alone_, through, over = found["one 256²"] = [round(x, 5) for x in overhead(engine)]
+    for threads in sorted({1, os.cpu_count() or 1}):
+        engine = Engine(checkpoint.find("mini"), Config(threads=threads))
+        for name, sizes in (("8 x 128²", [(128, 128)] * 8), ("8 x 64²", [(64, 64)] * 8), ("8 mixed", MIXED)):
+            said = f"{name}, {threads} torch threads"
+            one, packed, times = found[said] = [round(x, 5) for x in ratio(engine, sizes)]
+            print(f"{said}: one after another {one * 1e3:.0f} ms, packed {packed * 1e3:.0f} ms, {times:.2f} times")
+    alone_, through, over = found["one 256²"] = [
+        round(x, 5) for x in overhead(Engine(checkpoint.find("mini"), Config()))
+    ]
     print(
         f"one 256² request: bare engine {alone_ * 1e3:.0f} ms, through the server {through * 1e3:.0f} ms, "
         f"overhead {over * 1e3:.1f} ms"

@@ -1,7 +1,5 @@
 """The metrics have the contract's names, types and labels, and what happens is counted once."""
 
-from dataclasses import dataclass, field
-
 import pytest
 from kleinserve.core import Operation, Usage
 from kleinserve.metrics import Metrics
@@ -35,14 +33,6 @@ USAGE = Usage(4_194_304, 4, 2, 17_000, True, "x")
 EDIT = "/klein.v1.ImageService/Edit"
 
 
-@dataclass
-class Beginning:
-    prompt_hit: bool | None = None
-    reference_hits: list[bool] = field(default_factory=list)
-    text_seconds: float = 0.02
-    references_seconds: float = 0.3
-
-
 @pytest.fixture
 def metrics() -> Metrics:
     return Metrics()
@@ -51,7 +41,10 @@ def metrics() -> Metrics:
 def used(metrics: Metrics) -> Metrics:
     """Metrics of a server to which everything has happened once."""
     metrics.built("0.1.0", "mini", "cpu", "float32")
-    metrics.begun(Beginning(prompt_hit=False, reference_hits=[True, False]))
+    metrics.looked_up("prompt", [False])
+    metrics.looked_up("reference", [True, False])
+    metrics.ran("text", 0.02)
+    metrics.ran("references", 0.3)
     metrics.ran("step", 0.2, 0.1)
     metrics.stepped(3, 768)
     metrics.billable(Operation.EDIT, USAGE)
@@ -120,12 +113,6 @@ def test_what_happens_is_counted(metrics: Metrics) -> None:
         "grpc_server_handled_total{OK,Edit,klein.v1.ImageService,server_stream}": 1,
     }
     assert {name: samples.get(name) for name in wanted} == wanted
-
-
-def test_a_text_to_image_request_without_prompt_work_counts_no_stage(metrics: Metrics) -> None:
-    """Where neither a prompt nor a reference was read, no cache and no stage is counted."""
-    metrics.begun(Beginning())
-    assert not any(scraped(metrics).values())
 
 
 ENDS = [  # code, reason, whether there was a deadline, what is counted of it

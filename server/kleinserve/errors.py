@@ -99,11 +99,21 @@ class DeadlinePassed(KleinError):
 
 
 class NotReady(KleinError):
+    """The warm-up takes a few seconds on an accelerator."""
+
     status, reason = "UNAVAILABLE", "NOT_READY"
+
+    def __init__(self) -> None:
+        super().__init__("the warm-up image is not made yet", retry_seconds=2.0)
 
 
 class Draining(KleinError):
+    """Another replica, or this one when it is back, can do it soon."""
+
     status, reason = "UNAVAILABLE", "DRAINING"
+
+    def __init__(self) -> None:
+        super().__init__("this server is shutting down", retry_seconds=2.0)
 
 
 class Cancelled(KleinError):

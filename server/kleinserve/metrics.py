@@ -4,7 +4,6 @@ Where one thing that happens changes several metrics, a method says it; the othe
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -18,19 +17,6 @@ TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # 4096: one image
 GO_CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # the others are their name in camel case
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the `_created` gauges beside each counter
-
-
-class Begun(Protocol):
-    """What a request's beginning took; hits are of the caches, `prompt_hit` None where no prompt was read."""
-
-    @property
-    def prompt_hit(self) -> bool | None: ...
-    @property
-    def reference_hits(self) -> Sequence[bool]: ...
-    @property
-    def text_seconds(self) -> float: ...
-    @property
-    def references_seconds(self) -> float: ...
 
 
 class Metrics:
@@ -79,15 +65,10 @@ class Metrics:
         """Say what runs."""
         self.build_info.labels(version, model, device, dtype).set(1)
 
-    def begun(self, begun: Begun) -> None:
-        """Count what a request's prompt and references took, and whether the caches held them."""
-        if begun.prompt_hit is not None:
-            self.cache_events.labels("prompt", _outcome(begun.prompt_hit)).inc()
-            self.stage_seconds.labels("text").observe(begun.text_seconds)
-        for hit in begun.reference_hits:
-            self.cache_events.labels("reference", _outcome(hit)).inc()
-        if begun.reference_hits:
-            self.stage_seconds.labels("references").observe(begun.references_seconds)
+    def looked_up(self, cache: str, hits: Sequence[bool]) -> None:
+        """Count look-ups in the `prompt` or the `reference` cache."""
+        for hit in hits:
+            self.cache_events.labels(cache, _outcome(hit)).inc()
 
     def ran(self, stage: str, seconds: float, error: float | None = None) -> None:
         """Count one run of a stage and, where it was predicted, by what share of its time the prediction was off."""

@@ -27,9 +27,9 @@ async def test_notice_and_grace() -> None:
     settings = {"KLEINSERVE_DRAIN_NOTICE_SECONDS": "2", "KLEINSERVE_DRAIN_GRACE_SECONDS": "0.3"}
     with served(KLEINSERVE_MAX_STEPS="5000", **settings) as server:
         async with opened(server.target) as channel, opened(server.target, *NARROW) as narrow:
-            long = generate(0, (256, 256), 5000)
-            running = image_pb2_grpc.ImageServiceStub(channel).Generate(long)
-            unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(long)
+            ahead = generate(0, (256, 256), 5000, priority="PRIORITY_INTERACTIVE")
+            running = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 5000))
+            unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(ahead)
             await until(running, "progress")
             await until(unread, "started")
             server.process.send_signal(signal.SIGINT)

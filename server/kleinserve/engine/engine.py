@@ -244,11 +244,11 @@ class Engine:
 
     def begin_second(self, drawing: Drawing, on_white: alpha.Picture) -> None:
         """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
-        drawing.on_white = on_white
         prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
         reference = Reference(alpha.quantise(on_white), b"on white " + drawing.request.request_id.encode())
         with self._cores.share():
-            drawing.row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
+            row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
+        drawing.row, drawing.on_white = row, on_white  # at last: a failure leaves no trace
 
     @property
     def device_name(self) -> str:

@@ -14,7 +14,7 @@ from kleinserve.codec.provenance import Provenance
 from kleinserve.core import EncodedImage, Pixels, Preview
 from kleinserve.engine.alpha import Picture
 from kleinserve.engine.engine import resolve
-from kleinserve.errors import Internal, KleinError
+from kleinserve.errors import Draining, Internal, KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import Cost
 from kleinserve.scheduler.job import Job, Stage
@@ -33,10 +33,16 @@ class Delivery:
         self._encoding: dict[Job, asyncio.Task[None]] = {}  # a job's preview being encoded
         self._newest: dict[Job, tuple[int, int, Pixels]] = {}  # the preview that is encoded after it
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     async def pooled(self, function: Callable[..., T], *arguments: object) -> T:
-        """The function's result, computed in the pool."""
-        return await self._loop.run_in_executor(self._pool, function, *arguments)
+        """The function's result, computed in the pool. Raises: Draining once closed."""
+        try:
+            return await self._loop.run_in_executor(self._pool, function, *arguments)
+        except (asyncio.CancelledError, RuntimeError):
+            if self._is_closed:
+                raise Draining() from None
+            raise
 
     def preview(self, job: Job, drawn: Pixels | Preview, step: int) -> None:
         """Encode a step's picture, one at a time per job; of those that wait for it the newest wins."""
@@ -94,6 +100,7 @@ class Delivery:
 
     def close(self) -> None:
         """Stop; what is being encoded is not delivered."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)

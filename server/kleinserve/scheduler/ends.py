@@ -54,14 +54,19 @@ class Ends:
 
     def _begin(self, jobs: list[Job]) -> None:
         begun = together(lambda some: self._engine.begin([job.drawing for job in some]), jobs, self._hands.failed)
+        metrics, cost = self._metrics, self._outlook.cost
+        metrics.looked_up("prompt", [bool(job.drawing.prompt_hit) for job in begun])
         encoded = [job.drawing for job in begun if not job.drawing.prompt_hit]
-        if encoded:
-            self._outlook.cost.observe("text", len(encoded), encoded[0].text_seconds)
+        if encoded:  # in one run, which each of them waited for
+            seconds = encoded[0].text_seconds
+            metrics.ran("text", seconds, cost.observe("text", len(encoded), seconds))
         for job in begun:
-            hits = job.drawing.reference_hits
+            hits, seconds = job.drawing.reference_hits, job.drawing.references_seconds
+            metrics.looked_up("reference", hits)
             if hits and not any(hits):
-                self._outlook.cost.observe("references", job.load.reference_megapixels, job.drawing.references_seconds)
-            self._metrics.begun(job.drawing)
+                metrics.ran("references", seconds, cost.observe("references", job.load.reference_megapixels, seconds))
+            elif hits:
+                metrics.ran("references", seconds)
 
     def _decode(self, jobs: list[Job]) -> None:
         started = time.perf_counter()

@@ -42,7 +42,6 @@ _PROGRESS_EVERY_SECONDS = 10.0
 _REMINDER_SECONDS = 0.5  # how often it is looked whether one of the two is due
 _ANNOUNCE_SECONDS = 0.02  # positions that change within it are told once
 _STEP_TOKENS_MAX = 8192  # of the budget found by calibration: two images of 1024², whose activations fit
-_RETRY_SECONDS = 2.0  # NOT_READY and DRAINING: another replica, or this one soon
 
 log = structlog.get_logger()
 
@@ -116,9 +115,9 @@ class Scheduler:
     def check(self, held_bytes: int) -> None:
         """Raise NotReady, Draining or QueueFull now where a request holding `held_bytes` cannot be admitted."""
         if self.state is State.STARTING:
-            raise NotReady("the warm-up image is not made yet", retry_seconds=_RETRY_SECONDS)
+            raise NotReady()
         if self.state is not State.READY:
-            raise Draining("this server is shutting down", retry_seconds=_RETRY_SECONDS)
+            raise Draining()
         self._queue.check(held_bytes, self._busy_seconds)
 
     def _busy_seconds(self) -> float:
@@ -223,7 +222,7 @@ class Scheduler:
             except TimeoutError:
                 log.warning("grace period over", unfinished=len(self._jobs))
                 for job in list(self._jobs):
-                    job.fail(Draining("this server is shutting down", retry_seconds=_RETRY_SECONDS))
+                    job.fail(Draining())
         self._queue.close()
         for worker in self._workers:
             await self._loop.run_in_executor(None, worker.join)
