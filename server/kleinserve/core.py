@@ -84,7 +84,10 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Reference:
-    """A reference as the model sees it: RGBA for a 4-channel VAE, else RGB. `digest` identifies its content."""
+    """A reference as the model sees it: RGBA for a 4-channel VAE, else RGB.
+
+    `digest` identifies its content for the cache; empty: it comes once and is not to be kept.
+    """
 
     pixels: Pixels
     digest: bytes

@@ -52,7 +52,7 @@ async def test_out_of_memory_together(channel: grpc.aio.Channel) -> None:
     """Requests that fit one by one but not together all succeed, each what it is alone."""
     size = (128, 128)  # 64 tokens each, 256 together
     pictures = await asyncio.gather(*(final(channel, generate(i, size, 10)) for i in range(4)))
-    assert max(completed.max_step_requests for _, completed in pictures) == 4
+    assert max(completed.max_step_requests for _, completed in pictures) in (2, 3)  # four never stepped together
     for i, (picture, _) in enumerate(pictures):
         alone, _ = await final(channel, generate(i, size, 10))
         assert np.abs(picture - alone).max() <= 2

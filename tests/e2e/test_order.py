@@ -22,9 +22,9 @@ async def test_a_small_request_overtakes_a_large_one_that_is_running(serving: Se
         await until(large, "completed")
 
 
-async def test_batch_work_waits_for_interactive_work(serving: Serving) -> None:
+async def test_batch_work_waits_for_interactive_work(single: Serving) -> None:
     """Of requests of one size that come together, interactive ones finish first and batch ones last."""
-    async with opened(serving.target) as channel:
+    async with opened(single.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         busy = stub.Generate(generate(9, (256, 256), 20, priority="PRIORITY_INTERACTIVE"))
         await until(busy, "progress")

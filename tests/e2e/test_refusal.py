@@ -83,7 +83,9 @@ async def test_queue_bytes(single: Serving) -> None:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         large = edit([png(256, 256)], width=64, height=64, steps=1)  # 1 KB of PNG, 262,144 bytes of RGBA
         await final(channel, large)
-        running, waiting = stub.Generate(generate(0, (256, 256), 50)), stub.Generate(generate())
+        running = stub.Generate(generate(0, (256, 256), 50))
+        await until(running, "progress")
+        waiting = stub.Generate(generate(0, (128, 128), priority="PRIORITY_BATCH"))
         await until(waiting, "queued")
         code, reason, details = await refused(stub.Edit(large))
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")

@@ -4,7 +4,7 @@ The engine's heart. Knows rows, not requests: no deadlines, no callers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -37,7 +37,6 @@ class Row:
     guidance_scale: float
     step: int = 0
     estimate: Tensor | None = None
-    step_seconds: float = field(default=0.0)
 
     @property
     def steps(self) -> int:
@@ -97,15 +96,14 @@ class Denoiser:
             block.attn.set_processor(PackedDoubleProcessor())
         for block in transformer.single_transformer_blocks:
             block.attn.set_processor(PackedSingleProcessor())
+        double = sum(p.numel() for p in transformer.transformer_blocks.parameters()) / 2  # a token is in one stream
+        self._weights = double + sum(p.numel() for p in transformer.single_transformer_blocks.parameters())
+        self._layers = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         self._pass: Pass | None = None
 
     def work(self, tokens: int) -> float:
         """GFLOP of one sequence's part of a step: two per weight and token, and attention's products of all pairs."""
-        model = self.transformer
-        double = sum(p.numel() for p in model.transformer_blocks.parameters()) / 2  # a token is in one of two streams
-        single = sum(p.numel() for p in model.single_transformer_blocks.parameters())
-        layers = len(model.transformer_blocks) + len(model.single_transformer_blocks)
-        return (2 * (double + single) * tokens + 4 * model.inner_dim * layers * tokens**2) / 1e9
+        return (2 * self._weights * tokens + 4 * self.transformer.inner_dim * self._layers * tokens**2) / 1e9
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -116,11 +114,12 @@ class Denoiser:
         Source: Flux2KleinPipeline.__call__ and FlowMatchEulerDiscreteScheduler.step, diffusers 0.42.1.
         """
         velocities = self._velocities(self._prepare(tuple(rows)))
+        moved = []
         for row, velocity in zip(rows, velocities, strict=True):
             sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
-            row.estimate = row.latents - sigma * velocity
-            row.latents = row.latents + (following - sigma) * velocity
-            row.step += 1
+            moved.append((row.latents - sigma * velocity, row.latents + (following - sigma) * velocity))
+        for row, (estimate, latents) in zip(rows, moved, strict=True):  # nothing fails from here on
+            row.estimate, row.latents, row.step = estimate, latents, row.step + 1
 
     def _prepare(self, rows: tuple[Row, ...]) -> Pass:
         if self._pass is not None and self._pass.rows == rows:

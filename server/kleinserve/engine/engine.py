@@ -184,14 +184,16 @@ class Engine:
         return self.facts.variant is Variant.BASE and request.guidance_scale > 1
 
     def tokens(self, drawing: Drawing) -> int:
-        """Tokens the drawing adds to a step, begun or not."""
+        """Tokens the drawing adds to a step; before it is begun, those of its first pass."""
+        if drawing.row is not None:
+            return drawing.row.tokens
         request = drawing.request
         own = self.facts.prompt_tokens_max + request.size.tokens
         own += sum(reference.pixels.size.tokens for reference in request.references)
         return own * (2 if self._needs_empty(request) else 1)
 
     def work(self, drawing: Drawing) -> float:
-        """GFLOP of one step of the drawing, begun or not."""
+        """GFLOP of one step of the drawing; before it is begun, of its first pass."""
         sequences = 2 if self._needs_empty(drawing.request) else 1
         return sequences * self._denoiser.work(self.tokens(drawing) // sequences)
 
@@ -245,17 +247,20 @@ class Engine:
     def begin_second(self, drawing: Drawing, on_white: alpha.Picture) -> None:
         """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
         prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
-        reference = Reference(alpha.quantise(on_white), b"on white " + drawing.request.request_id.encode())
+        reference = Reference(alpha.quantise(on_white), b"")  # it comes once: not to be kept
         with self._cores.share():
             row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
         drawing.row, drawing.on_white = row, on_white  # at last: a failure leaves no trace
 
     @property
-    def device_name(self) -> str:
-        """The device by its maker's name, or the cores that the CPU lends."""
+    def identity(self) -> str:
+        """What the speed depends on: the checkpoint's shape, where it runs and how."""
         if self._device.type == "cuda":
-            return torch.cuda.get_device_name(self._device)
-        return f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
+            device = torch.cuda.get_device_name(self._device)
+        else:
+            device = f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
+        kept = "offload" if self._is_offloaded else "resident"
+        return f"{self.facts.name}, {self.work_per_token} GFLOP, {device}, {self.facts.dtype}, {kept}"
 
     def memory_bytes(self) -> dict[str, int]:
         """Accelerator memory: used, peak and total bytes; on the CPU, the process's share of the machine's."""

@@ -29,7 +29,7 @@ class ReferenceEncoder:
         if tokens is None:
             latents = self._vae.encode(to_tensor(reference.pixels)[None])[0]
             tokens = self._embedder(latents.to(self._embedder.weight.dtype))
-            if tokens.nbytes <= self._cache.maxsize:
+            if reference.digest and tokens.nbytes <= self._cache.maxsize:
                 self._cache[reference.digest] = tokens
         return tokens
 

@@ -58,7 +58,7 @@ class Draft:
     priority: Priority
     client_tag: str
 
-    def request(self, request_id: str, references: tuple[Reference, ...], facts: ModelFacts) -> Request:
+    def request(self, request_id: str, facts: ModelFacts, references: tuple[Reference, ...]) -> Request:
         """The request with its references decoded and its size known. Raises: InvalidField."""
         default = references[0].pixels.size if references else facts.default_size
         size = self.size or default

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import uuid
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -79,6 +80,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         self._metrics.finished(operation, code, reason, time.monotonic() - started, has_deadline=has_deadline)
         self._log(stream, operation, code, reason, time.monotonic() - started, context)
         if error is not None:
+            error.__traceback__ = None  # its frames hold the references until the reader has taken the status
             await self._refuse(context, error, request_id)
 
     async def _refuse(self, context: Context, error: KleinError, request_id: str) -> None:
@@ -95,14 +97,13 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         for index, data in enumerate(draft.references):
             limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
             reference.check(index, data, **limits)
-        self._scheduler.check(sum(map(len, draft.references)))
-        references = await self._scheduler.decode(draft.references)
-        request = draft.request(stream.request_id, references, self._facts)
         remaining = context.time_remaining()
         deadline = None
         if remaining is not None:
             deadline = time.monotonic() + remaining - self._config.deadline_margin_seconds
-        stream.job, accepted = await self._scheduler.submit(request, deadline)
+        stream.job, accepted = await self._scheduler.admitted(
+            draft.references, partial(draft.request, stream.request_id, self._facts), deadline
+        )
         await context.send_initial_metadata((("klein-request-id", stream.request_id),))
         async for happened in stream.job.events(accepted, self._config.chunk_bytes):
             await stream.write(context, happened)

@@ -14,6 +14,7 @@ from kleinserve import __version__
 from kleinserve.codec import image
 from kleinserve.codec.provenance import Provenance
 from kleinserve.core import EDGE_MULTIPLE, Operation, Pixels, Reference, Request, Size
+from kleinserve.engine import memory
 from kleinserve.engine.engine import Engine, resolve
 from kleinserve.scheduler.cost import STAGES, Cost, Line
 from kleinserve.scheduler.job import load_of
@@ -55,7 +56,13 @@ def measure(engine: Engine, seconds_max: float = _SECONDS_MAX) -> Cost:
         if number and 4 * seconds > left:  # the next one is at most four times as large
             break
         begun = time.perf_counter()
-        found = _measured(engine, size, count, 2 if number else 1, f"calibration {number}")
+        try:
+            found = _measured(engine, size, count, 2 if number else 1, f"calibration {number}")
+        except Exception as error:
+            if not fastest or not memory.is_exhausted(error):
+                raise
+            memory.release()  # so many at once need not fit
+            break
         seconds = time.perf_counter() - begun
         if number > 1:  # the very first was cold; of two the faster was disturbed less
             found = {stage: min(point, fastest.get((size, count), found)[stage]) for stage, point in found.items()}
@@ -106,8 +113,7 @@ def _measured(engine: Engine, size: Size, count: int, steps: int, name: str) -> 
 
 
 def _path(engine: Engine) -> Path:
-    facts = engine.facts
-    key = "\n".join([facts.name, engine.device_name, facts.dtype, __version__])
+    key = f"{engine.identity}, {__version__}"
     return user_cache_path("kleinserve") / f"cost-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 

@@ -69,14 +69,13 @@ class Delivery:
 
     def picture(self, job: Job, picture: Picture, cost: Cost) -> None:
         """Encode the final picture and complete the job with it, or fail it."""
-        self._spawn(self._encode(job, picture, cost))
+        if not job.is_gone:
+            self._spawn(self._encode(job, picture, cost))
 
     async def _encode(self, job: Job, picture: Picture, cost: Cost) -> None:
         """The final file; the last preview goes first."""
-        started = time.perf_counter()
         try:
-            encoded = await self.pooled(self._encoded, job, picture)
-            job.encode_seconds = time.perf_counter() - started
+            encoded, job.encode_seconds = await self.pooled(self._encoded, job, picture)
             error = cost.observe("encode", job.load.output_megapixels, job.encode_seconds)
             self._metrics.ran("encode", job.encode_seconds, error)
             if job in self._encoding:
@@ -88,11 +87,13 @@ class Delivery:
             log.error("encoding failed", request_id=job.request.request_id, exc_info=error)
             job.fail(Internal(f"internal error, request {job.request.request_id}"))
 
-    def _encoded(self, job: Job, picture: Picture) -> EncodedImage:
-        request = job.request
+    def _encoded(self, job: Job, picture: Picture) -> tuple[EncodedImage, float]:
+        """The file, and the seconds that making it took, without its wait for the pool."""
+        started, request = time.perf_counter(), job.request
         result = resolve(job.drawing, picture)
         made_by = Provenance(self._model, request.seed, request.steps, __version__, request.prompt)
-        return image.encode(result.pixels, request.output, result.alpha_method, made_by)
+        encoded = image.encode(result.pixels, request.output, result.alpha_method, made_by)
+        return encoded, time.perf_counter() - started
 
     def forget(self, job: Job) -> None:
         """Encode no more previews of a job that has ended."""

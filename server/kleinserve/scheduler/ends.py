@@ -7,12 +7,13 @@ from kleinserve.engine import memory
 from kleinserve.engine.alpha import Picture
 from kleinserve.engine.engine import Engine
 from kleinserve.metrics import Metrics
-from kleinserve.scheduler.job import Job, Stage
+from kleinserve.scheduler.job import Job, Stage, load_of
 from kleinserve.scheduler.outlook import Outlook
 from kleinserve.scheduler.worker import Hands, together
 
 _BEGUN_MAX = 16  # jobs begun ahead of their first step: their embeddings hold the device's memory
-_PROMPTS_MAX = 8  # encoded in one pass
+_PROMPTS_MAX = 8  # encoded in one pass; references are encoded one by one, so only jobs without any share it
+_DECODED_MAX = 4  # in one call: whoever else waits, waits for all of them
 
 
 class Ends:
@@ -31,19 +32,24 @@ class Ends:
         self._decode_pixels_max, self._finished = decode_pixels_max, finished
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """Jobs to begin, or denoised ones of one size to decode."""
-        ahead = sum(job.is_begun and job.stage is Stage.WAITING for job in jobs)
-        room = max(0, _BEGUN_MAX - ahead)
-        free = [job for job in jobs if job.drawing.is_denoised or (not job.is_begun and room)]
-        ordered = self._outlook.ordered(free, time.monotonic())
-        if not ordered:
+        """The best-ranked job that is to be begun or decoded, with others that need the same.
+
+        Only the first `_BEGUN_MAX` of those that wait are begun ahead, and twice as many at most are begun at once.
+        """
+        ends = [job for job in jobs if job.stage is Stage.WAITING or job.drawing.is_denoised]
+        ordered = self._outlook.ordered(ends, time.monotonic())
+        waiting = [job for job in ordered if not job.drawing.is_denoised]
+        room = 2 * _BEGUN_MAX - sum(job.is_begun for job in waiting)
+        soon = {job for job in waiting[:_BEGUN_MAX] if not job.is_begun and room > 0}
+        first = next((job for job in ordered if job.drawing.is_denoised or job in soon), None)
+        if first is None:
             return []
-        first = ordered[0]
-        if not first.is_begun:
-            return [job for job in ordered if not job.is_begun][: min(room, _PROMPTS_MAX)]
-        size = first.request.size
-        alike = [job for job in ordered if job.is_begun and job.request.size == size]
-        return alike[: max(1, self._decode_pixels_max // size.pixels)]
+        if first.is_begun:
+            alike = [job for job in ordered if job.drawing.is_denoised and job.request.size == first.request.size]
+            return alike[: max(1, min(_DECODED_MAX, self._decode_pixels_max // first.request.size.pixels))]
+        if first.request.references:
+            return [first]
+        return [job for job in waiting if job in soon and not job.request.references][: min(room, _PROMPTS_MAX)]
 
     def work(self, jobs: list[Job]) -> None:
         """Begin the jobs, or decode them and hand out their pictures; a second pass goes back to the steps."""
@@ -59,7 +65,8 @@ class Ends:
         encoded = [job.drawing for job in begun if not job.drawing.prompt_hit]
         if encoded:  # in one run, which each of them waited for
             seconds = encoded[0].text_seconds
-            metrics.ran("text", seconds, cost.observe("text", len(encoded), seconds))
+            prompts = len({drawing.prompt.ids for drawing in encoded})
+            metrics.ran("text", seconds, cost.observe("text", prompts, seconds))
         for job in begun:
             hits, seconds = job.drawing.reference_hits, job.drawing.references_seconds
             metrics.looked_up("reference", hits)
@@ -87,6 +94,7 @@ class Ends:
 
     def _second(self, job: Job, pictures: dict[Job, Picture]) -> None:
         self._engine.begin_second(job.drawing, pictures[job])
+        job.load = load_of(self._engine, job.drawing)  # it has a reference now
 
     def _decoded(self, jobs: list[Job]) -> dict[Job, Picture]:
         drawings = [job.drawing for job in jobs]

@@ -42,7 +42,7 @@ def load_of(engine: Engine, drawing: Drawing) -> Load:
         tokens=engine.tokens(drawing),
         output_megapixels=request.size.pixels / MEGAPIXEL,
         reference_megapixels=sum(size.pixels for size in request.reference_sizes) / MEGAPIXEL,
-        passes=drawing.passes,
+        passes=drawing.passes if drawing.on_white is None else 1,
     )
 
 
@@ -78,8 +78,7 @@ class Job:
         self.denoise_seconds = self.decode_seconds = self.encode_seconds = 0.0
         self.max_step_requests = 0
         self.previews_skipped = 0
-        self.previews_sent = 0
-        self.is_billable = False
+        self.expiry: asyncio.TimerHandle | None = None  # ends it at its deadline
         self._skipped_since_sent = 0
         self._on_commit = on_commit
         self._events: deque[Event] = deque()
@@ -161,6 +160,8 @@ class Job:
     def leave(self) -> Stage:
         """The reader has gone or the stream has ended: nothing more is done for it. Returns the stage it left."""
         left, self.stage = self.stage, Stage.OVER
+        if self.expiry is not None:
+            self.expiry.cancel()  # or the loop would hold the job until its deadline
         self.is_gone = True
         self._events.clear()
         self._encoded = None
@@ -183,7 +184,6 @@ class Job:
             if self._error is not None:
                 raise self._error
             if offset + chunk_bytes >= len(image.data):
-                self.is_billable = True
                 self._on_commit(self)  # before the last chunk: whoever has every chunk has been billed
             yield ImageChunk(offset, image.data[offset : offset + chunk_bytes])
         yield Completed(self.usage, self._timings(), self.max_step_requests, self.previews_skipped)
@@ -194,7 +194,6 @@ class Job:
         if self.first_preview is None:
             self.first_preview = time.monotonic()
         skipped, self._skipped_since_sent = self._skipped_since_sent, 0
-        self.previews_sent += 1
         return replace(event, skipped=skipped)
 
     def _timings(self) -> Timings:

@@ -1,7 +1,8 @@
 """Every admitted job until its picture is made: bounded while it waits, claimed by one thread at a time. No policy."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kleinserve.errors import QueueFull
 from kleinserve.scheduler.job import Job, Stage
@@ -16,27 +17,40 @@ class Queue:
         self._requests_max, self._bytes_max = requests_max, bytes_max
         self._jobs: dict[Job, None] = {}
         self._claimed: set[Job] = set()
+        self._reserved: list[int] = []  # bytes of requests whose references are being decoded
         self._is_closed = False
         self._changed = threading.Condition()
 
     def put(self, job: Job) -> None:
-        """Add a job. Raises: QueueFull."""
+        """Add a job that `check` has let in."""
         with self._changed:
-            self.check(job.held_bytes)
             self._jobs[job] = None
             self._changed.notify_all()
 
-    def check(self, held_bytes: int, busy_seconds: Callable[[], float] = lambda: 0.0) -> None:
-        """Raise QueueFull where a job of `held_bytes` does not fit; `busy_seconds` says when to try again."""
+    def check(self, held_bytes: int, busy_seconds: Callable[[], float], reserved_bytes: int | None = None) -> None:
+        """Raise QueueFull where a job of `held_bytes` does not fit; `busy_seconds` says when to try again.
+
+        `reserved_bytes`: what it has reserved for itself.
+        """
         waiting = [job for job in self.jobs() if job.stage is Stage.WAITING]
-        held = sum(job.held_bytes for job in waiting)
-        if len(waiting) >= self._requests_max:
-            said = f"{len(waiting)} requests are waiting, the limit is {self._requests_max}"
-        elif waiting and held + held_bytes > self._bytes_max:
+        count = len(waiting) + len(self._reserved) - (reserved_bytes is not None)
+        held = sum(job.held_bytes for job in waiting) + sum(self._reserved) - (reserved_bytes or 0)
+        if count >= self._requests_max:
+            said = f"{count} requests are waiting, the limit is {self._requests_max}"
+        elif count and held + held_bytes > self._bytes_max:
             said = f"waiting requests hold {held} bytes, {held_bytes} more would pass the limit {self._bytes_max}"
         else:
             return
         raise QueueFull(said, retry_seconds=max(1.0, busy_seconds()))
+
+    @contextmanager
+    def reserved(self, held_bytes: int) -> Iterator[None]:
+        """Hold a place for the block, on the event loop, for a request that is not a job yet."""
+        self._reserved.append(held_bytes)
+        try:
+            yield
+        finally:
+            self._reserved.remove(held_bytes)
 
     def claim(self, choose: Choose) -> list[Job]:
         """Wait until `choose` finds something among the jobs that no thread holds, and hold it; [] once closed."""

@@ -65,7 +65,9 @@ class Scheduler:
         self._delivery = Delivery(engine.facts.name, config.codec_threads, metrics)
         self._queue = Queue(config.queue_requests_max, config.queue_bytes_max)
         self._outlook = Outlook(Cost(), Turns())
-        self._is_overlapping = engine.facts.device == "cpu" and (os.cpu_count() or 1) > 1
+        # Side by side only where each thread has all the threads that it was measured with.
+        is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
+        self._is_overlapping = engine.facts.device == "cpu" and is_roomy
         self._price = price.configured(config)
         self._jobs: set[Job] = set()
         self._workers: list[Worker] = []
@@ -120,6 +122,19 @@ class Scheduler:
             raise Draining()
         self._queue.check(held_bytes, self._busy_seconds)
 
+    async def admitted(
+        self, encoded: Sequence[bytes], request: Callable[[tuple[Reference, ...]], Request], deadline: float | None
+    ) -> tuple[Job, Accepted]:
+        """Decode the references of a request and admit it, holding its place meanwhile.
+
+        Raises: a RefusedReference, InvalidField, and what `check` and `submit` raise.
+        """
+        held_bytes = sum(map(len, encoded))
+        self.check(held_bytes)
+        with self._queue.reserved(held_bytes):
+            references = await self.decode(encoded)
+            return await self.submit(request(references), deadline, held_bytes)
+
     def _busy_seconds(self) -> float:
         """Seconds until everything that is admitted now is done."""
         return admission.spent(
@@ -138,7 +153,7 @@ class Scheduler:
         decoding = [self._delivery.pooled(one, index, data) for index, data in enumerate(references)]
         return tuple(await asyncio.gather(*decoding))
 
-    async def submit(self, request: Request, deadline: float | None) -> tuple[Job, Accepted]:
+    async def submit(self, request: Request, deadline: float | None, reserved_bytes: int) -> tuple[Job, Accepted]:
         """Admit a request; `deadline` in monotonic seconds.
 
         Raises: NotReady, Draining, QueueFull, DeadlinePassed, DeadlineUnreachable, DeadlineImpossible.
@@ -146,7 +161,9 @@ class Scheduler:
         drawing = await self._delivery.pooled(self._engine.drawing, request)
         usage = price.usage(request.size, request.reference_sizes, self._price, billable=True)
         job = Job(request, drawing, load_of(self._engine, drawing), usage, deadline, self._committed)
-        self.check(job.held_bytes)
+        if self.state is not State.READY:
+            raise Draining()
+        self._queue.check(job.held_bytes, self._busy_seconds, reserved_bytes)
         wait = self._admitted(job)
         accepted = Accepted(
             seed=request.seed,
@@ -165,7 +182,7 @@ class Scheduler:
         self._outlook.turns.come(request.caller)
         if deadline is not None:
             passed = DeadlinePassed("the deadline passed before the image was finished")
-            self._loop.call_later(deadline - time.monotonic(), job.fail, passed)
+            job.expiry = self._loop.call_later(deadline - time.monotonic(), job.fail, passed)
         self._queue.put(job)
         self._metrics.queue_depth.labels(request.priority.value).inc()
         self._announce_soon()
@@ -186,7 +203,7 @@ class Scheduler:
             if idle > left:
                 raise DeadlineImpossible(f"{left:.3f} s are left, an idle server needs {idle:.3f} s")
             late = admission.lateness(claims, mine, now, is_overlapping=self._is_overlapping)
-            if late > 0:
+            if claims and late > 0:  # with nobody before it the idle server's time decides
                 said = f"{left:.3f} s are left; with what is admitted that would be {late:.3f} s late"
                 raise DeadlineUnreachable(said, retry_seconds=max(1.0, late))
         return wait

@@ -25,20 +25,27 @@ class Stepping:
 
     def step(self, jobs: list[Job]) -> None:
         """Advance the jobs by one step, and hand out what it shows."""
-        self._hands.started([job for job in jobs if job.stage is Stage.WAITING])
+        if waiting := [job for job in jobs if job.stage is Stage.WAITING]:
+            self._hands.started(waiting)
+        tokens, is_shared = sum(job.load.tokens for job in jobs), True
+
+        def split() -> None:
+            nonlocal is_shared
+            is_shared, self._tokens_max = False, min(self._tokens_max, tokens - 1)  # not the same again at every step
+
         started = time.perf_counter()
-        stepped = together(lambda some: self._engine.step([job.drawing for job in some]), jobs, self._hands.failed)
+        step = self._engine.step
+        stepped = together(lambda some: step([job.drawing for job in some]), jobs, self._hands.failed, split)
         seconds = time.perf_counter() - started
-        if not stepped:
-            return
-        error = self._outlook.cost.observe("step", sum(job.load.work for job in stepped), seconds)
+        if is_shared and stepped:
+            error = self._outlook.cost.observe("step", sum(job.load.work for job in stepped), seconds)
+            self._metrics.ran("step", seconds, error)
+            self._metrics.stepped(len(stepped), sum(job.load.tokens for job in stepped))
         self._outlook.stepped(stepped, seconds)
-        self._metrics.ran("step", seconds, error)
-        self._metrics.stepped(len(stepped), sum(job.load.tokens for job in stepped))
         for job in stepped:
             job.denoise_seconds += seconds
-            job.max_step_requests = max(job.max_step_requests, len(stepped))
-            self._report(job)
+            job.max_step_requests = max(job.max_step_requests, len(stepped) if is_shared else 1)
+            together(lambda some: self._report(some[0]), [job], self._hands.failed)
 
     def _report(self, job: Job) -> None:
         drawing, wanted = job.drawing, job.request.preview

@@ -47,15 +47,21 @@ class Worker(threading.Thread):
             while jobs := self._queue.claim(self._choose):
                 self._work(jobs)
                 self._queue.release(jobs)
+                del jobs  # while it waits it holds nobody's memory
         except BaseException as error:
             log.exception("engine died", thread=self.name)
             self._died(error)
 
 
 def together(
-    work: Callable[[list[Job]], object], jobs: list[Job], failed: Callable[[Job, KleinError], None]
+    work: Callable[[list[Job]], object],
+    jobs: list[Job],
+    failed: Callable[[Job, KleinError], None],
+    split: Callable[[], object] = lambda: None,
 ) -> list[Job]:
     """Do `work` for all jobs at once; where that fails, for each alone, and only what fails alone is `failed`.
+
+    `split` is told when memory did not suffice for all at once.
 
     Returns the jobs for which it succeeded. `work` must leave no trace when it fails.
     """
@@ -70,7 +76,10 @@ def together(
             jobs[0].is_gone = True  # at once: no thread is to try it again
             failed(jobs[0], _answer(error, jobs[0]))
             return []
-        log.warning("trying alone what failed together", requests=len(jobs), error=str(error)[:200])
+        ids = [job.request.request_id for job in jobs]
+        log.warning("trying alone what failed together", request_ids=ids, error=str(error)[:200])
+        if memory.is_exhausted(error):
+            split()
     memory.release()
     return [job for single in jobs for job in together(work, [single], failed)]
 
