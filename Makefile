@@ -57,4 +57,4 @@ mini: setup ## train mini from its seeds, resuming from training/runs (hours on 
 	$(BIN)/python -m training all
 
 clean: ## remove what the targets above made
-	rm -rf .venv demo
+	rm -rf .venv demo bench

@@ -24,7 +24,7 @@ LOAD_SEEDS = 1000  # and up: one for each load and repetition
 
 @dataclass(frozen=True)
 class Capacity:
-    """What contestant 2 can do: with which threads, requests a second at saturation, seconds alone by class."""
+    """What the lock can do: with which threads, requests a second at saturation, seconds alone by class."""
 
     threads: int
     per_second: float

@@ -158,5 +158,5 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("NO_PROXY", "127.0.0.1,localhost")  # the demo talks to this machine alone
+    os.environ["no_proxy"] = "127.0.0.1,localhost"  # the demo talks to this machine alone; gRPC reads lower case
     sys.exit(main())

@@ -214,6 +214,9 @@ def _preview(options: image_pb2.ImageOptions) -> Iterator[Violation]:
     preview = options.preview
     if preview.disabled and (preview.every_n_steps or preview.max_edge or preview.format):
         yield Violation("options.preview.disabled", "true with other preview fields set; leave them out")
+        for name in ("every_n_steps", "max_edge", "format"):
+            if getattr(preview, name):
+                yield Violation(f"options.preview.{name}", f"{getattr(preview, name)} with disabled; leave it out")
     if preview.max_edge and not PREVIEW_EDGE_MIN <= preview.max_edge <= PREVIEW_EDGE_MAX:
         yield Violation(
             "options.preview.max_edge",

@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from kleinserve import __version__
 from kleinserve.config import Config
@@ -45,7 +46,8 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     tasks: set[asyncio.Task[None]] = set()
 
     def on_state(state: State) -> None:
-        task = asyncio.get_running_loop().create_task(_say(healthy, is_serving=state is State.READY))
+        is_serving = state is State.READY and not stopping.is_set()  # it may be stopped while it warms up
+        task = asyncio.get_running_loop().create_task(_say(healthy, is_serving=is_serving))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         if state is State.DEAD:
@@ -134,6 +136,8 @@ def _on_signals(stopping: asyncio.Event) -> None:
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0  # seconds for a connection that says nothing
+
     def log_message(self, format: str, *arguments: object) -> None:
         """Probes and scrapes are not logged."""
 
@@ -164,7 +168,7 @@ class _WebServer:
     @staticmethod
     def _bound(config: Config, application: Callable[..., Iterable[bytes]]) -> WSGIServer:
         try:
-            return make_server(config.host, config.metrics_port, application, handler_class=_Quiet)
+            return make_server(config.host, config.metrics_port, application, ThreadingWSGIServer, _Quiet)
         except OSError as error:
             raise OSError(f"cannot listen on {config.host}:{config.metrics_port}: {error.strerror}") from error
 

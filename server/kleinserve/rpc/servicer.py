@@ -22,6 +22,8 @@ from kleinserve.rpc.answer import refuse
 from kleinserve.scheduler.job import Job, Stage
 from kleinserve.scheduler.scheduler import Scheduler
 
+_MARGIN_SHARE = 0.1  # of a short deadline: the margin is not to eat it up
+
 log = structlog.get_logger()
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -100,7 +102,8 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         remaining = context.time_remaining()
         deadline = None
         if remaining is not None:
-            deadline = time.monotonic() + remaining - self._config.deadline_margin_seconds
+            margin = min(self._config.deadline_margin_seconds, _MARGIN_SHARE * remaining)
+            deadline = time.monotonic() + remaining - margin
         stream.job, accepted = await self._scheduler.admitted(
             draft.references, partial(draft.request, stream.request_id, self._facts), deadline
         )

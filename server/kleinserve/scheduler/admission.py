@@ -12,10 +12,11 @@ _SAFETY = 1.2  # predictions are off by a fifth now and then, and others may com
 
 @dataclass(frozen=True)
 class Claim:
-    """One job's standing and what it takes from the others."""
+    """One job's standing, what it takes from the others, and for how long it cannot be interrupted now."""
 
     standing: Standing
     share: Share
+    held: float = 0.0
 
 
 def spent(shares: Iterable[Share], *, is_overlapping: bool) -> float:
@@ -34,15 +35,20 @@ def wait(claims: Sequence[Claim], mine: Standing, now: float, *, is_overlapping:
 def lateness(claims: Sequence[Claim], mine: Claim, now: float, *, is_overlapping: bool) -> float:
     """By how many seconds admitting `mine` would make a deadline missed, its own or one that is met without it.
 
-    Jobs run in the order in which they are due, as the policy runs them when it gets tight. 0: nobody is late.
+    Jobs run in the order in which they are due, as the policy runs them when it gets tight, behind the longest piece of
+    work that is under way for one that is due later. 0: nobody is late.
     """
 
     def late(before: Share, job: Standing, deadline: float) -> float:
-        return now + _SAFETY * (spent([before], is_overlapping=is_overlapping) + job.remaining) - deadline
+        held = max((claim.held for claim in claims if claim.standing.due > job.due), default=0.0)
+        needed = held + spent([before], is_overlapping=is_overlapping) + job.remaining
+        return now + _SAFETY * needed - deadline
 
     worst, others, own = 0.0, Share(0.0, 0.0), Share(0.0, 0.0)
     for claim in sorted((*claims, mine), key=lambda claim: claim.standing.due):
         job = claim.standing
+        if job.is_hopeless(now) and claim is not mine:
+            continue  # the policy runs it last
         if job.deadline is not None and (claim is mine or late(others, job, job.deadline) <= 0):
             worst = max(worst, late(others + own, job, job.deadline))
         if claim is mine:

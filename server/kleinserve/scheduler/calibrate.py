@@ -83,10 +83,9 @@ def _sizes(engine: Engine) -> list[Size]:
 def _measured(engine: Engine, size: Size, count: int, steps: int, name: str) -> dict[str, tuple[float, float]]:
     """(units, seconds) of every stage for `count` edits of `size`, whose prompts and references no cache holds."""
     channels, scale = 4 if engine.facts.has_native_alpha else 3, engine.facts.default_guidance_scale
-    black = Pixels(size, channels, bytes(size.pixels * channels))
+    reference = Reference(Pixels(size, channels, bytes(size.pixels * channels)), b"")
     drawings = []
     for i in range(count):
-        reference = Reference(black, f"{name} {size} {count} {i}".encode())
         request = Request("calibration", Operation.EDIT, f"{name} {size} {i}", (reference,), size, i, steps, scale)
         drawings.append(engine.drawing(request))
     engine.begin(drawings)

@@ -198,7 +198,7 @@ class Job:
 
     def _timings(self) -> Timings:
         return Timings(
-            queue=self.queue_seconds,
+            queue=max(0.0, self.queue_seconds - self.drawing.text_seconds - self.drawing.references_seconds),
             text=self.drawing.text_seconds,
             references=self.drawing.references_seconds,
             denoise=self.denoise_seconds,

@@ -39,7 +39,8 @@ class Outlook:
 
     def claim(self, job: Job) -> Claim:
         """What admission sees of it."""
-        return Claim(self.standing(job), self.cost.share(job.load, job.steps_left, is_begun=job.is_begun))
+        share = self.cost.share(job.load, job.steps_left, is_begun=job.is_begun)
+        return Claim(self.standing(job), share, self.cost.piece(job.load, job.steps_left) if job.is_begun else 0.0)
 
     def ordered(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """The jobs, who goes first first."""

@@ -32,6 +32,7 @@ class Stepping:
         def split() -> None:
             nonlocal is_shared
             is_shared, self._tokens_max = False, min(self._tokens_max, tokens - 1)  # not the same again at every step
+            self._metrics.step_tokens_max.set(self._tokens_max)
 
         started = time.perf_counter()
         step = self._engine.step

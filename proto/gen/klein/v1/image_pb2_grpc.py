@@ -29,14 +29,15 @@ class ImageServiceStub:
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     def __init__(self, channel):
@@ -76,14 +77,15 @@ class ImageServiceServicer:
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     def Generate(self, request, context):
@@ -120,7 +122,7 @@ class ImageServiceServicer:
 
     def GetCapabilities(self, request, context):
         """What this server and its model do: defaults, limits, formats and price. Constant while the server runs.
-        Errors: NOT_READY until the model is loaded.
+        Answers from the moment that the port is bound, during the warm-up too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,14 +168,15 @@ class ImageService:
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     @staticmethod

@@ -38,14 +38,15 @@ class ImageServiceStub:
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     @_typing.overload
@@ -69,7 +70,7 @@ class ImageServiceStub:
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetCapabilitiesRequest, _image_pb2.GetCapabilitiesResponse]
     """What this server and its model do: defaults, limits, formats and price. Constant while the server runs.
-    Errors: NOT_READY until the model is loaded.
+    Answers from the moment that the port is bound, during the warm-up too.
     """
 
 @_typing.type_check_only
@@ -77,14 +78,15 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -105,21 +107,22 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_image_pb2.GetCapabilitiesRequest, _image_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """What this server and its model do: defaults, limits, formats and price. Constant while the server runs.
-    Errors: NOT_READY until the model is loaded.
+    Answers from the moment that the port is bound, during the warm-up too.
     """
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Makes images. Both image RPCs stream one event type, in one order:
     accepted, queued*, started, (progress | preview)*, image_header, image_chunk+, completed.
 
-    The status is never OK without a whole image. `klein-request-id` is in the initial metadata; a W3C `traceparent` is
-    read. A cancelled RPC leaves the queue at once or the running batch at the next step. The RPC's deadline is read at
-    admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with RetryInfo where an idle server could
-    meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
+    trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
+    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
-    CANCELLED, READER_STALLED (ABORTED: 60 s without write progress), NOT_IMPLEMENTED (UNIMPLEMENTED) and INTERNAL.
+    CANCELLED, READER_STALLED (ABORTED: no write progress for 60 s, a setting), NOT_IMPLEMENTED (UNIMPLEMENTED) and
+    INTERNAL.
     """
 
     @_abc_1.abstractmethod
@@ -168,7 +171,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.GetCapabilitiesResponse, _abc.Awaitable[_image_pb2.GetCapabilitiesResponse]]:
         """What this server and its model do: defaults, limits, formats and price. Constant while the server runs.
-        Errors: NOT_READY until the model is loaded.
+        Answers from the moment that the port is bound, during the warm-up too.
         """
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
