@@ -36,7 +36,9 @@ class Metrics:
         )
         self.stage_seconds = self._seconds("klein_stage_seconds", "Time of one run of a stage.", "stage")
         self.step_requests = self._histogram("klein_step_requests", "Requests in a step.", REQUESTS)
-        self.step_tokens = self._histogram("klein_step_tokens", "Tokens in a step, text and references included.", TOKENS)
+        self.step_tokens = self._histogram(
+            "klein_step_tokens", "Tokens in a step, text and references included.", TOKENS
+        )
         self.megapixels = self._counter("klein_megapixels", "Billable megapixels.", "caller", "operation", "direction")
         self.cost_microusd = self._counter(
             "klein_cost_microusd", "Billable cost in millionths of a US dollar.", "caller", "operation"

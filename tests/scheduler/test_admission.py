@@ -38,9 +38,16 @@ def test_a_deadline_behind_earlier_ones_is_late() -> None:
 
 def test_a_newcomer_may_not_break_another_s_deadline() -> None:
     """One that would itself be early enough is refused where an admitted one would become late."""
-    admitted = claim(4.0, deadline=6.0)
+    admitted = claim(4.0, deadline=8.0)
     assert lateness([], admitted, 0.0, is_overlapping=False) == 0.0
     assert lateness([admitted], claim(1.5, deadline=5.0), 0.0, is_overlapping=False) > 0.0
+
+
+def test_work_under_way_is_waited_for() -> None:
+    """A decode that cannot be interrupted comes first, though its job is due later."""
+    held = Claim(claim(1.0).standing, Share(0.0, 0.0), held=2.0)
+    assert lateness([held], claim(1.0, deadline=4.0), 0.0, is_overlapping=False) > 0.0
+    assert lateness([held], claim(1.0, deadline=5.0), 0.0, is_overlapping=False) == 0.0
 
 
 def test_what_is_late_without_it_does_not_keep_a_newcomer_out() -> None:
