@@ -84,7 +84,10 @@ async def test_one_of_four_cancelled(serving: Serving, channel: grpc.aio.Channel
             generate(output=image_pb2.OutputOptions(format="IMAGE_FORMAT_JPEG", background="BACKGROUND_TRANSPARENT")),
             ["options.output.background", "options.output.format"],
         ),
-        (generate(preview=image_pb2.PreviewOptions(disabled=True, max_edge=64)), ["options.preview.disabled"]),
+        (
+            generate(preview=image_pb2.PreviewOptions(disabled=True, max_edge=64)),
+            ["options.preview.disabled", "options.preview.max_edge"],
+        ),
         (generate(preview=image_pb2.PreviewOptions(max_edge=8)), ["options.preview.max_edge"]),
         (generate(idempotency_key="a"), ["options.idempotency_key"]),
         (generate(on_disconnect="ON_DISCONNECT_DETACH"), ["options.on_disconnect"]),
