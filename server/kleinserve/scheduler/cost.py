@@ -54,7 +54,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Load:
-    """What one request asks of the stages. `work`: GFLOP of one of its steps; `tokens`: what it adds to a step."""
+    """What one request asks of the stages.
+
+    `work`: GFLOP of one of its steps; `tokens`: what it adds to a step; `passes`: those that are not decoded yet.
+    """
 
     work: float
     tokens: int
@@ -87,7 +90,7 @@ class Cost:
 
     def remaining(self, load: Load, steps: int, *, is_begun: bool) -> float:
         """Seconds until the image of a request with `steps` steps to go, were it alone from now on."""
-        ends = self._beginning(load, is_begun=is_begun) + self._end(load, steps) + self._encode(load)
+        ends = self._beginning(load, is_begun=is_begun) + self._end(load) + self._encode(load)
         return ends + steps * self.lines["step"].seconds(load.work)
 
     def idle(self, load: Load, steps: int) -> float:
@@ -113,7 +116,7 @@ class Cost:
     def share(self, load: Load, steps: int, *, is_begun: bool) -> Share:
         """What the request takes from the others: of the fixed part of a step only what a full step spreads."""
         stepping = steps * self.added(load) / _SATURATED
-        return Share(stepping, self._beginning(load, is_begun=is_begun) + self._end(load, steps))
+        return Share(stepping, self._beginning(load, is_begun=is_begun) + self._end(load))
 
     def saturating_tokens(self, work_per_token: float) -> int:
         """Tokens from which on a larger step is hardly cheaper per token; 0 where the fixed part is not known."""
@@ -128,9 +131,8 @@ class Cost:
         references = self.lines["references"].seconds(load.reference_megapixels) if load.reference_megapixels else 0.0
         return self.lines["text"].seconds(1) + references
 
-    def _end(self, load: Load, steps: int) -> float:
-        passes = load.passes if steps else 1
-        return passes * self.lines["decode"].seconds(load.output_megapixels)
+    def _end(self, load: Load) -> float:
+        return load.passes * self.lines["decode"].seconds(load.output_megapixels)
 
     def _encode(self, load: Load) -> float:
         return self.lines["encode"].seconds(load.output_megapixels)

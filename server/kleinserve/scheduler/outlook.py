@@ -1,6 +1,6 @@
 """What is predicted of jobs: the seconds that remain of each, its standing, what it takes from the others."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from kleinserve.core import Priority
 from kleinserve.scheduler import policy
@@ -50,9 +50,8 @@ class Outlook:
         """The jobs of the next step."""
         return [jobs[i] for i in policy.pick([self.standing(job) for job in jobs], now, tokens_max, self.cost.fixed)]
 
-    def stepped(self, jobs: Iterable[Job], seconds: float) -> None:
+    def stepped(self, jobs: Sequence[Job], seconds: float) -> None:
         """Charge the jobs' callers with a step, by the work that each had in it."""
-        jobs = list(jobs)
         work = sum(job.load.work for job in jobs)
         for job in jobs:
             self.turns.spend(job.request.caller, seconds * job.load.work / work)

@@ -154,9 +154,9 @@ class Scheduler:
         return tuple(await asyncio.gather(*decoding))
 
     async def submit(self, request: Request, deadline: float | None, reserved_bytes: int) -> tuple[Job, Accepted]:
-        """Admit a request; `deadline` in monotonic seconds.
+        """Admit a request; `deadline` in monotonic seconds, `reserved_bytes` what the queue holds for it.
 
-        Raises: NotReady, Draining, QueueFull, DeadlinePassed, DeadlineUnreachable, DeadlineImpossible.
+        Raises: Draining, QueueFull, DeadlinePassed, DeadlineUnreachable, DeadlineImpossible.
         """
         drawing = await self._delivery.pooled(self._engine.drawing, request)
         usage = price.usage(request.size, request.reference_sizes, self._price, billable=True)
