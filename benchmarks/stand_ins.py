@@ -5,6 +5,7 @@ without their details, there is no health service and no reflection. Nobody but 
 """
 
 import importlib.metadata
+import io
 import json
 import os
 import sys
@@ -16,12 +17,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from PIL import Image
+
 STOOD_IN = (
     "cachetools",
     "google.rpc",
     "grpc_health",
     "grpc_reflection",
     "grpc_status",
+    "imagecodecs",
     "importlib_metadata",
     "platformdirs",
     "pydantic",
@@ -132,8 +136,16 @@ class ValidationError(ValueError):
     """Never raised here."""
 
 
+def png_encode(pixels: Any, **_: Any) -> bytes:
+    """imagecodecs', by Pillow: 3 times slower."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
 KNOWN: dict[str, dict[str, Any]] = {
     "cachetools": {"LRUCache": LRUCache},
+    "imagecodecs": {"png_encode": png_encode},
     "importlib_metadata": vars(importlib.metadata),
     "platformdirs": {"user_cache_path": lambda name: Path.home() / ".cache" / name},
     "pydantic": {"ValidationError": ValidationError, "Field": Nothing()},
