@@ -38,6 +38,8 @@ def _arguments() -> tuple[dict[str, Any], Path | None]:
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     serve.add_argument("--dtype", help="auto, float32 or bfloat16")
     serve.add_argument("--memory", help="auto, resident or offload")
+    serve.add_argument("--compile", help="auto (on CUDA), on or off")
+    serve.add_argument("--quantize", help="none or fp8 (CUDA, needs torchao)")
     serve.add_argument("--config", type=Path, help="a TOML file of settings; see server/kleinserve/config.py")
     given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
     given.pop("command")
@@ -49,13 +51,22 @@ def _serve(config: Config) -> int:
     _configure_logging(config)
     log = structlog.get_logger()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # diffusers imports torchao where it is installed, and both
+    for talkative in ("torchao", "torch.utils._pytree"):  # tell of kernels that are not for this machine
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     # After the configuration is known to be good: torch takes seconds to import.
     from kleinserve.engine import checkpoint
     from kleinserve.engine.engine import Engine
     from kleinserve.rpc.server import serve
 
     engine = Engine(checkpoint.find(config.model), config)
-    log.info("loaded", **config.model_dump(), torch_threads=config.torch_threads, memory_chosen=engine.plan.reason)
+    log.info(
+        "loaded",
+        **config.model_dump(),
+        torch_threads=config.torch_threads,
+        is_compiled=engine.is_compiled,
+        memory_chosen=engine.plan.reason,
+    )
     return asyncio.run(serve(engine, config, lambda line: print(line, flush=True)))
 
 

@@ -35,6 +35,8 @@ class Config(BaseSettings):
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
     memory: Literal["auto", "resident", "offload"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA. On a CPU it starts half a minute later
+    quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
     threads: Annotated[int, Field(ge=0)] = 0  # torch's threads; 0: all cores but one, at least 1
     codec_threads: Count = 2  # image decoding and encoding
     mu_policy: Literal["official", "fixed", "clamp"] = "official"  # how the schedule is shifted, see engine/schedule.py

@@ -1,5 +1,6 @@
 """The packed engine against the stock pipeline on the same checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +48,10 @@ def draw(engine: Engine, *requests: Request) -> list[Picture]:
 class Model:
     """One checkpoint, loaded by us and by the stock pipeline."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, is_compiled: bool = False):
         self.layout = checkpoint.find(str(directory))
-        self.engine = Engine(self.layout, Config(threads=1))
+        self.engine = Engine(self.layout, Config(threads=1, compile="on" if is_compiled else "off"))
+        self.engine.warm()
         self.pipeline = DiffusionPipeline.from_pretrained(directory)
         self.pipeline.set_progress_bar_config(disable=True)
         # The stock processor would drop the alpha that a 4-channel VAE needs.
@@ -102,9 +104,14 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(LAYOUTS[request.param](tmp_path_factory.mktemp("checkpoint")))
+@pytest.fixture(scope="module", params=[*LAYOUTS, "mini, compiled"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Each layout, and mini with its blocks compiled: after the warm-up anything that asks to compile fails."""
+    layout, _, compiled = request.param.partition(", ")
+    made = Model(LAYOUTS[layout](tmp_path_factory.mktemp("checkpoint")), is_compiled=bool(compiled))
+    with torch.compiler.set_stance("fail_on_recompile" if compiled else "default"):
+        yield made
+    torch.compiler.set_stance("default")
 
 
 def test_alone_equals_stock(model: Model) -> None:

@@ -6,7 +6,7 @@ the text and image of sequence 0, then of sequence 1, and so on.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,6 +27,7 @@ class Packing:
     order: Tensor
     inverse: Tensor
     ends: Tensor
+    host_ends: Tensor
 
     @classmethod
     def of(cls, text_lengths: list[int], image_lengths: list[int], device: torch.device) -> "Packing":
@@ -41,20 +42,25 @@ class Packing:
         inverse[order] = torch.arange(len(order))
         lengths = tuple(t + i for t, i in zip(text_lengths, image_lengths, strict=True))
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(lengths, order.to(device), inverse.to(device), ends.to(device))
+        return cls(lengths, order.to(device), inverse.to(device), ends.to(device), ends)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
-    """Attention within each sequence. [1, T, heads, head channels] in sequence order, in and out."""
+@torch.library.custom_op("kleinserve::attend", mutates_args=())
+def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: Tensor) -> Tensor:
+    """Attention within each sequence. [1, T, heads, head channels] in sequence order, in and out; ends of a Packing.
+
+    One operator to the compiler: how many sequences there are and how long they are is no part of the compiled code.
+    """
+    bounds: list[int] = host_ends.tolist()
+    lengths = [stop - start for start, stop in pairwise(bounds)]
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
-        longest = max(packing.lengths)
-        out = varlen_attn(query[0], key[0], value[0], packing.ends, packing.ends, longest, longest)
+        out = varlen_attn(query[0], key[0], value[0], ends, ends, max(lengths), max(lengths))
         assert isinstance(out, Tensor)
         return out[None]
     parts, start = [], 0
-    for length, run in groupby(packing.lengths):  # neighbours of one length share a call
+    for length, run in groupby(lengths):  # neighbours of one length share a call
         count = len(list(run))
         shape = (count, length, query.shape[2], query.shape[3])
         stop = start + count * length
@@ -62,6 +68,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tenso
         parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
         start = stop
     return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+
+
+@attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: Tensor) -> Tensor:
+    return torch.empty_like(query)
 
 
 class PackedDoubleProcessor:
@@ -73,7 +84,7 @@ class PackedDoubleProcessor:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_rotary_emb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
         packing: Packing,
     ) -> tuple[Tensor, Tensor]:
         image = [f(hidden_states).unflatten(-1, (-1, attn.head_dim)) for f in (attn.to_q, attn.to_k, attn.to_v)]
@@ -84,9 +95,9 @@ class PackedDoubleProcessor:
         query = torch.cat([attn.norm_added_q(text[0]), attn.norm_q(image[0])], dim=1)[:, packing.order]
         key = torch.cat([attn.norm_added_k(text[1]), attn.norm_k(image[1])], dim=1)[:, packing.order]
         value = torch.cat([text[2], image[2]], dim=1)[:, packing.order]
-        query = apply_rotary_emb(query, image_rotary_emb, use_real=False)
-        key = apply_rotary_emb(key, image_rotary_emb, use_real=False)
-        out = attend(query, key, value, packing).flatten(2, 3)[:, packing.inverse]
+        query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+        key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        out = attend(query, key, value, packing.ends, packing.host_ends).flatten(2, 3)[:, packing.inverse]
         text_out, image_out = out.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
         return attn.to_out[1](attn.to_out[0](image_out)), attn.to_add_out(text_out)
 
@@ -99,14 +110,14 @@ class PackedSingleProcessor:
         attn: Flux2ParallelSelfAttention,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_rotary_emb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor],
         packing: Packing,
     ) -> Tensor:
         projected = attn.to_qkv_mlp_proj(hidden_states)
         qkv, feed = projected.split([3 * attn.inner_dim, attn.mlp_hidden_dim * attn.mlp_mult_factor], dim=-1)
         query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in qkv.chunk(3, dim=-1))
-        query = apply_rotary_emb(attn.norm_q(query), image_rotary_emb, use_real=False)
-        key = apply_rotary_emb(attn.norm_k(key), image_rotary_emb, use_real=False)
-        out = attend(query, key, value, packing).flatten(2, 3)
+        query = apply_rotary_emb(attn.norm_q(query), image_rotary_emb, sequence_dim=1)
+        key = apply_rotary_emb(attn.norm_k(key), image_rotary_emb, sequence_dim=1)
+        out = attend(query, key, value, packing.ends, packing.host_ends).flatten(2, 3)
         joined: Tensor = attn.to_out(torch.cat([out, attn.mlp_act_fn(feed)], dim=-1))
         return joined

@@ -81,7 +81,7 @@ class Pass:
 
     rows: tuple[Row, ...]
     packing: Packing
-    rotary: Tensor  # complex64 [1, all tokens, head channels / 2], sequence order: one product turns a pair of channels
+    rotary: tuple[Tensor, Tensor]  # cosines and sines, float32 [all tokens, head channels], sequence order
     context: Tensor  # [1, all text tokens, D], stream order
     outputs: Tensor  # sequence positions of the tokens being denoised
 
@@ -135,9 +135,8 @@ class Denoiser:
                 positions.append(image_positions(REFERENCE_TIME_STRIDE * (i + 1), size))
             outputs.append(torch.arange(start + len(context), start + len(context) + len(row.latents)))
             start += len(context) + len(row.latents) + len(row.references)
-        cos, sin = self.transformer.pos_embed(torch.cat(positions).to(self.device))
+        rotary = self.transformer.pos_embed(torch.cat(positions).to(self.device))
         context_stream = torch.cat([context for _, context in sequences])[None]
-        rotary = torch.complex(cos[:, ::2], sin[:, ::2])[None]  # the stock module repeats each for its pair
         self._pass = Pass(rows, packing, rotary, context_stream, torch.cat(outputs).to(self.device))
         return self._pass
 

@@ -14,8 +14,18 @@ from dataclasses import dataclass, field
 import torch
 
 from kleinserve.config import Config
-from kleinserve.core import EDGE_MULTIPLE, AlphaMethod, ModelFacts, Pixels, Reference, Request, Size, Variant
-from kleinserve.engine import alpha, checkpoint, memory, preview, schedule, upsample
+from kleinserve.core import (
+    EDGE_MULTIPLE,
+    AlphaMethod,
+    ModelFacts,
+    Operation,
+    Pixels,
+    Reference,
+    Request,
+    Size,
+    Variant,
+)
+from kleinserve.engine import alpha, checkpoint, compiled, memory, preview, quantized, schedule, upsample
 from kleinserve.engine.cores import Cores
 from kleinserve.engine.denoise import Denoiser, Row, noise
 from kleinserve.engine.references import ReferenceEncoder
@@ -68,14 +78,22 @@ class Engine:
     def __init__(self, layout: checkpoint.Layout, config: Config):
         self._cores = Cores(config.torch_threads)
         self.plan = memory.plan(layout, config.device, config.dtype, config.memory)
-        modules = checkpoint.load(layout, self.plan.dtype)
         device, self._is_offloaded = self.plan.device, self.plan.is_offloaded
+        quantized.check(config.quantize, device, self.plan.dtype)
+        self.is_compiled, self._is_quantized = compiled.is_compiled(config.compile, device), config.quantize == "fp8"
+        modules = checkpoint.load(layout, self.plan.dtype)
         upsample.fold(modules.vae)
         modules.vae.to(memory_format=torch.channels_last)
         modules.transformer.to(device)
         if not self._is_offloaded:
             modules.text_encoder.to(device)
             modules.vae.to(device)
+        if self._is_quantized:
+            quantized.quantize(modules.transformer)
+        if self.is_compiled:
+            compiled.compile_blocks(modules.transformer)
+        if self.is_compiled and device.type == "cuda":
+            compiled.compile_norms(modules.vae)
         self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
         self._decode_pixels_max = config.decode_pixels_max
         self._transparent_phrase = layout.transparent_phrase
@@ -112,8 +130,27 @@ class Engine:
             latent_channels=self._vae.latent_channels,
             has_native_alpha=self._vae.channels == 4,
             device=str(self._device),
-            dtype=str(self.plan.dtype).removeprefix("torch."),
+            dtype="fp8" if self._is_quantized else str(self.plan.dtype).removeprefix("torch."),
         )
+
+    def warm(self) -> None:
+        """Compile, where that is chosen, with no two lengths alike: equal ones would be taken for one and the same.
+
+        Afterwards nothing is compiled any more.
+        """
+        if not self.is_compiled:
+            return
+        channels, size = 4 if self.facts.has_native_alpha else 3, Size(96, 64)
+        reference = Reference(Pixels(Size(80, 64), channels, bytes(80 * 64 * channels)), b"")
+        asked = Request("warm-up", Operation.EDIT, "", (reference,), size, 0, 2, self.facts.default_guidance_scale)
+        drawings = [self.drawing(asked) for _ in range(3)]
+        self.begin(drawings)
+        self.step(drawings[:1])  # one noise level
+        self.step(drawings)  # two
+        self.step(drawings[1:])
+        self.decode(drawings[:1])
+        self.decode(drawings[1:])
+        compiled.seal()
 
     def drawing(self, request: Request) -> Drawing:
         """What `begin` starts: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
@@ -260,7 +297,8 @@ class Engine:
         else:
             device = f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
         kept = "offload" if self._is_offloaded else "resident"
-        return f"{self.facts.name}, {self.work_per_token} GFLOP, {device}, {self.facts.dtype}, {kept}"
+        how = f"{self.facts.dtype}, {kept}, {'compiled' if self.is_compiled else 'eager'}"
+        return f"{self.facts.name}, {self.work_per_token} GFLOP, {device}, {how}"
 
     def memory_bytes(self) -> dict[str, int]:
         """Accelerator memory: used, peak and total bytes; on the CPU, the process's share of the machine's."""

@@ -30,6 +30,10 @@ def calibrated(engine: Engine) -> Cost:
 
     A cost found before for the same checkpoint, device and version is read back. Raises what a request would.
     """
+    started = time.perf_counter()
+    engine.warm()
+    if engine.is_compiled:
+        log.info("compiled", seconds=round(time.perf_counter() - started, 1))
     path = _path(engine)
     try:
         cost = Cost.load(json.loads(path.read_text()))

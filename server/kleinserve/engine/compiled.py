@@ -1,0 +1,76 @@
+"""torch.compile for what repeats: the transformer's blocks, and on CUDA the VAE's norms. Knows modules, not images."""
+
+import os
+import shutil
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from kleinserve.errors import UnusableCheckpoint
+
+# By size, one graph serves all. By count, two do: one sequence or many, one noise level or many.
+# Threads are divided anew for each step (cores.py), so their number is no part of the code.
+_OPTIONS = {"dynamic": True, "fullgraph": True, "options": {"cpp.dynamic_threads": True}}
+_GRAPHS_MAX = 64  # of one function: a norm has one for each number of channels
+
+
+def is_compiled(setting: str, device: torch.device) -> bool:
+    """Whether `setting` (auto, on, off) compiles here; auto: on CUDA where there is a C++ compiler.
+
+    Raises: UnusableCheckpoint where it is asked for and there is no compiler.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    is_possible = shutil.which(compiler) is not None
+    if setting == "on" and not is_possible:
+        raise UnusableCheckpoint(f"compile on needs a C++ compiler, and {compiler} is not there")
+    return setting == "on" or (setting == "auto" and device.type == "cuda" and is_possible)
+
+
+def compile_blocks(transformer: Flux2Transformer2DModel) -> None:
+    """Have the blocks compiled when they first run, for any shape."""
+    _allow()
+    transformer.compile_repeated_blocks(**_OPTIONS)
+
+
+def compile_norms(vae: AutoencoderKLFlux2) -> None:
+    """Have the norms compiled when they first run, for any shape: slower than eager on a CPU, see docs/PERF.md."""
+    _allow()
+    fuse(vae)
+    for module in vae.modules():
+        if isinstance(module, NormAct):
+            module.compile(**_OPTIONS)
+
+
+def _allow() -> None:
+    torch.compiler.set_stance("default")
+    torch._dynamo.config.recompile_limit = max(_GRAPHS_MAX, torch._dynamo.config.recompile_limit)
+
+
+def seal() -> None:
+    """From now on nothing is compiled in this process: what has no graph runs uncompiled, at once."""
+    torch.compiler.set_stance("eager_on_recompile")
+
+
+class NormAct(nn.Module):
+    """A group norm and the SiLU after it; compiled, one kernel: alone each turns the picture to NCHW and back."""
+
+    def __init__(self, norm: nn.GroupNorm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, C, H, W], channels last, in and out."""
+        return F.silu(self.norm(hidden_states)).contiguous(memory_format=torch.channels_last)
+
+
+def fuse(vae: AutoencoderKLFlux2) -> None:
+    """Put a NormAct, in place, wherever a group norm comes before a SiLU."""
+    for block in [module for module in vae.modules() if isinstance(module, ResnetBlock2D)]:
+        if isinstance(block.norm1, nn.GroupNorm) and isinstance(block.nonlinearity, nn.SiLU):
+            block.norm1, block.norm2, block.nonlinearity = NormAct(block.norm1), NormAct(block.norm2), nn.Identity()
+    for coder in (vae.encoder, vae.decoder):
+        if isinstance(coder.conv_norm_out, nn.GroupNorm) and isinstance(coder.conv_act, nn.SiLU):
+            coder.conv_norm_out, coder.conv_act = NormAct(coder.conv_norm_out), nn.Identity()
