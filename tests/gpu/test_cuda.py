@@ -1,5 +1,7 @@
 """What only a CUDA device can show: variable-length attention, offloading, bfloat16 passes, parity in float32."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +101,22 @@ def test_offload_equals_resident() -> None:
         assert np.abs(ours - theirs).max() <= 1 / 255
     for module in (offloaded._text.module, offloaded._vae.module):
         assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+
+
+def test_a_decode_beside_the_steps_changes_neither() -> None:
+    """Pictures drawn while another thread encodes and decodes on its own stream are those drawn in peace."""
+    loaded = engine("bfloat16")
+    expected = draw(loaded, *requests())
+    begun = [loaded.drawing(request) for request in requests()]
+    loaded.begin(begun)
+    with ThreadPoolExecutor() as beside:
+        for _ in range(10):
+            decoding = beside.submit(loaded.decode, begun)
+            beginning = beside.submit(loaded.begin, [loaded.drawing(request) for request in requests()])
+            for made, alone in zip(draw(loaded, *requests()), expected, strict=True):
+                assert np.abs(made - alone).max() <= 2 / 255
+            decoding.result()
+            beginning.result()
 
 
 @pytest.mark.parametrize("quantize", ["none", "fp8"])

@@ -8,7 +8,8 @@ import os
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -95,6 +96,7 @@ class Engine:
         if self.is_compiled and device.type == "cuda":
             compiled.compile_norms(modules.vae)
         self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
+        self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._decode_pixels_max = config.decode_pixels_max
         self._transparent_phrase = layout.transparent_phrase
         self._denoiser = Denoiser(modules.transformer)
@@ -152,6 +154,21 @@ class Engine:
         self.decode(drawings[1:])
         compiled.seal()
 
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Compute for the block beside the steps: with a part of the cores, on CUDA on a stream of its own.
+
+        When it ends the device has done it all: what it leaves is the other thread's to use, and to free.
+        """
+        with self._cores.share(), torch.cuda.stream(self._aside):
+            yield
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until the device has done what this thread asked of it."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
     def drawing(self, request: Request) -> Drawing:
         """What `begin` starts: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
         prompt, passes = request.prompt, 1
@@ -164,7 +181,7 @@ class Engine:
 
     def begin(self, drawings: Sequence[Drawing]) -> None:
         """Give every drawing its first row: prompts encoded together, references one by one, both from their caches."""
-        with self._cores.share():
+        with self._beside():
             contexts = self._contexts([(drawing, drawing.prompt) for drawing in drawings])
             for drawing in drawings:
                 drawing.row = self._row(drawing, drawing.prompt, drawing.request.references, contexts)
@@ -183,6 +200,7 @@ class Engine:
             with memory.lent(self._text.module, self._device, self._is_offloaded):
                 encoded = self._text.encode(missing)
             contexts |= dict(zip((p.ids for p in missing), encoded, strict=True))
+            self._wait()
         for drawing, _ in prompts:
             drawing.text_seconds += time.perf_counter() - started
         return contexts
@@ -199,6 +217,8 @@ class Engine:
         drawing.reference_hits = [self._references.is_cached(r) for r in references]
         with memory.lent(self._vae.module, self._device, self._is_offloaded and not all(drawing.reference_hits)):
             tokens = [self._references.encode(reference) for reference in references]
+        if tokens:
+            self._wait()
         drawing.references_seconds += time.perf_counter() - started
         sequences = [prompt, self._empty()] if self._needs_empty(request) else [prompt]
         width = self._denoiser.transformer.inner_dim
@@ -243,8 +263,7 @@ class Engine:
         """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
         with self._cores.share():
             self._denoiser.step([drawing.row for drawing in drawings if drawing.row is not None])
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the one sync of a step: what follows reads its results
+            self._wait()  # the one sync of a step: what follows reads its results
         for drawing in drawings:
             drawing.steps_done += 1
 
@@ -271,7 +290,7 @@ class Engine:
         for i, drawing in enumerate(drawings):
             by_size[drawing.request.size].append(i)
         pictures: dict[int, alpha.Picture] = {}
-        with self._cores.share(), memory.lent(self._vae.module, self._device, self._is_offloaded):
+        with self._beside(), memory.lent(self._vae.module, self._device, self._is_offloaded):
             for size, indices in by_size.items():
                 at_once = max(1, self._decode_pixels_max // size.pixels)
                 for start in range(0, len(indices), at_once):
@@ -285,7 +304,7 @@ class Engine:
         """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
         prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
         reference = Reference(alpha.quantise(on_white), b"")  # it comes once: not to be kept
-        with self._cores.share():
+        with self._beside():
             row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
         drawing.row, drawing.on_white = row, on_white  # at last: a failure leaves no trace
 
