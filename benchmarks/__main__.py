@@ -77,7 +77,8 @@ def _plan(given: argparse.Namespace) -> Plan:
         return plan
     print("no GPU: a reduced geometry on the CPU, which shows that this runs and measures nothing", flush=True)
     model = geometry.write(given.folder.resolve() / "reduced")
-    small = replace(plan, edges=TINY.edges, requests=TINY.requests, burst=TINY.burst, starts_together=True)
+    names = ("edges", "requests", "burst", "alone_edge", "alone")
+    small = replace(plan, starts_together=True, **{name: getattr(TINY, name) for name in names})
     return replace(small, model=model, device="cpu", dtype="float32")
 
 

@@ -5,7 +5,7 @@ One asyncio process beside the servers. Images are hashed, not decoded, so that 
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks import wire
 from benchmarks.trace import Arrival
@@ -40,10 +40,11 @@ async def _play(target: str, arrivals: Sequence[Arrival], *, one_by_one: bool) -
     async with wire.to(target) as ask:
         questions = [ask(arrival) for arrival in arrivals]  # encoded before the clock starts
         clock = asyncio.get_running_loop().time
+        start = clock()
         if not one_by_one:
-            start = clock()
             return await asyncio.gather(*(_follow(q, a, start) for q, a in zip(questions, arrivals, strict=True)))
-        return [await _follow(q, a, clock() - a.at_seconds) for q, a in zip(questions, arrivals, strict=True)]
+        pairs = zip(questions, arrivals, strict=True)
+        return [await _follow(q, replace(a, at_seconds=clock() - start), start) for q, a in pairs]
 
 
 async def _follow(question: wire.Question, arrival: Arrival, start: float) -> Outcome:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import TITLES
-from benchmarks.plan import BURST, DEADLINES
+from benchmarks.plan import ALONE, BURST, DEADLINES
 from benchmarks.summary import Summary, poisson_loads
 
 MIB = 1024 * 1024
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 def markdown(summary: Summary) -> str:
     """Every table of the report."""
-    parts = [_machine(summary), _glance(summary)]
+    parts = [_machine(summary), _glance(summary), _alone(summary)]
     for name in [*poisson_loads(summary), BURST]:
         if any(name in c["loads"] for c in summary["contestants"].values()):
             parts.append(_load(summary, name))
@@ -79,6 +79,20 @@ def _load(summary: Summary, name: str) -> str:
     return f"**{title}**\n\n{_table(head, rows)}"
 
 
+def _alone(summary: Summary) -> str:
+    """One request at a time: end to end, and what its stages took in ours."""
+    edge, rows = summary["plan"]["alone_edge"], []
+    for contestant, found in summary["contestants"].items():
+        if (of := found["loads"].get(ALONE)) is None:
+            continue
+        told = ", ".join(f"{stage} {_ms(seconds / of['requests'])}" for stage, seconds in of["stage_seconds"].items())
+        rows.append(
+            [TITLES[contestant], *map(_cell, (of["classes"][str(edge)]["p50"], of["first_preview_seconds"])), told]
+        )
+    head = ["", "p50", "first preview p50", "of which, on average (step: all four)"]
+    return f"**One {edge}² generation alone**\n\n{_table(head, rows)}" if rows else ""
+
+
 def _stages(summary: Summary) -> str:
     """Where ours spends its time: shares of the seconds that its stages took."""
     loads = summary["contestants"].get("ours", {}).get("loads", {})
@@ -86,7 +100,7 @@ def _stages(summary: Summary) -> str:
     for name, of in loads.items():
         total = sum(of["stage_seconds"].values())
         if total:
-            title = {BURST: "burst", DEADLINES: "deadlines, 120 %"}.get(name, f"{name} %")
+            title = {ALONE: "alone", BURST: "burst", DEADLINES: "deadlines, 120 %"}.get(name, f"{name} %")
             rows.append([title, *[f"{seconds / total:.0%}" for seconds in of["stage_seconds"].values()]])
     if not rows:
         return ""

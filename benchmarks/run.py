@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from benchmarks import contestants, load, trace
 from benchmarks.contestants import Serving
 from benchmarks.load import OK, Outcome
-from benchmarks.plan import BURST, DEADLINE_FACTOR, DEADLINES, OVERLOAD, POISSON, Plan
+from benchmarks.plan import ALONE, BURST, DEADLINE_FACTOR, DEADLINES, OVERLOAD, POISSON, Plan
 
 Row: TypeAlias = dict[str, Any]
 CAPACITY, LONE = "capacity", "lone"  # rows beside those of the plan's loads
@@ -106,7 +106,8 @@ class Bench:
         for name in loads:
             arrivals = self._arrivals(name, repetition, capacity)
             before = server.stage_seconds()
-            found = load.play(server.target, arrivals)
+            play = load.play_one_by_one if name == ALONE else load.play
+            found = play(server.target, arrivals)
             after = server.stage_seconds()
             stages = {stage: round(after[stage] - before[stage], 4) for stage in after}
             memory = {"memory_bytes": server.peak_bytes(), "accelerator_bytes": contestants.accelerator_bytes()}
@@ -115,6 +116,8 @@ class Bench:
     def _arrivals(self, name: str, repetition: int, capacity: Capacity) -> list[trace.Arrival]:
         """The load's trace, the same for every contestant."""
         plan, seed = self.plan, LOAD_SEEDS * (repetition + 1) + self.plan.loads.index(name)
+        if name == ALONE:
+            return trace.alone(plan.alone_edge, plan.alone, seed)
         if name == BURST:
             return trace.burst(plan.burst, plan.edges, seed)
         rate = capacity.per_second * (OVERLOAD if name == DEADLINES else POISSON[name])

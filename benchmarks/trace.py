@@ -58,6 +58,12 @@ def each_class(edges: Sequence[int], times: int, seed: int) -> list[Arrival]:
     return [_arrival(edge, is_edit, draw) for _ in range(times) for edge in edges for is_edit in (False, True)]
 
 
+def alone(edge: int, times: int, seed: int) -> list[Arrival]:
+    """Generations of one size."""
+    draw = random.Random(f"alone {seed}")
+    return [_arrival(edge, False, draw) for _ in range(times)]
+
+
 def with_timeouts(arrivals: list[Arrival], seconds: dict[tuple[int, bool], float], factor: float) -> list[Arrival]:
     """The arrivals with a deadline of `factor` times the lone time of their size and kind."""
     return [replace(a, timeout_seconds=factor * seconds[a.edge, a.is_edit]) for a in arrivals]

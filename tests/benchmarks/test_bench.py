@@ -48,6 +48,17 @@ def test_stages_are_told(folder: Path) -> None:
     assert "Where the time goes" in (folder / "tiny.md").read_text()
 
 
+def test_one_alone_is_told_by_stage(folder: Path) -> None:
+    """A request alone is timed for each contestant, and of ours each stage, which together are no longer than it."""
+    contestants = json.loads((folder / "tiny.json").read_text())["contestants"]
+    assert all(found["loads"]["alone"]["answered"] == 2 for found in contestants.values())
+    alone = contestants["ours"]["loads"]["alone"]
+    stages = alone["stage_seconds"]
+    assert 0 < stages["decode"] < stages["step"]
+    assert sum(stages.values()) < alone["requests"] * alone["mean_seconds"]["value"] * 1.05
+    assert "One 128² generation alone" in (folder / "tiny.md").read_text()
+
+
 def test_plot(folder: Path) -> None:
     """The numbers become a picture."""
     plot.latency(json.loads((folder / "tiny.json").read_text()), folder / "latency.png")
