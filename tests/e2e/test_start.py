@@ -1,10 +1,14 @@
 """A server's life at its two ends: what callers and probes see while it warms up, and when the accelerator is lost."""
 
 import asyncio
+import signal
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
 import grpc
 import pytest
@@ -31,6 +35,12 @@ def warming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warming]:
     ports = ["--port", str(port), "--metrics-port", str(metrics)]
     with launched(*ports, module="tests.e2e.faults", FAULTS_WARM_UP_FILE=str(file)) as process:
         yield Warming(Serving(f"127.0.0.1:{port}", f"127.0.0.1:{metrics}", process), file)
+
+
+def is_alive(server: Serving) -> bool:
+    with suppress(URLError):
+        return server.page("/healthz") == (200, "starting\n")
+    return False
 
 
 def _free_port() -> int:
@@ -62,6 +72,20 @@ async def test_not_ready_until_warm(warming: Warming) -> None:
         await until(stub.Generate(generate()), "completed")
     assert server.counted('klein_requests_total{code="UNAVAILABLE",operation="edit",reason="NOT_READY"}') == 2
     assert server.counted("klein_request_duration_seconds_count") == 4  # the warm-up is not counted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_it_is_warm_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Nobody's request is lost yet, and a warm-up may take minutes."""
+    metrics = _free_port()
+    ports = ["--port", "0", "--metrics-port", str(metrics)]
+    with launched(*ports, module="tests.e2e.faults", FAULTS_WARM_UP_FILE=str(tmp_path / "never")) as process:
+        server = Serving("", f"127.0.0.1:{metrics}", process)
+        while not is_alive(server):
+            time.sleep(0.1)
+        time.sleep(0.5)  # between its ports and its warm-up it also starts the gRPC server
+        process.send_signal(number)
+        assert process.wait(5) == -number
 
 
 async def test_lost_accelerator(warming: Warming) -> None:

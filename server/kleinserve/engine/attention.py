@@ -20,7 +20,7 @@ class Packing:
     """Where each sequence's tokens lie.
 
     lengths: tokens per sequence, text and image. order[i]: stream position of sequence position i. inverse: back.
-    ends: int32 [sequences + 1], cumulative lengths, for varlen_attn.
+    ends: int32 [sequences + 1], cumulative lengths, for varlen_attn. host_ends: the same on the CPU.
     """
 
     lengths: tuple[int, ...]
@@ -67,7 +67,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: T
         q, k, v = (x[0, start:stop].view(shape).transpose(1, 2) for x in (query, key, value))
         parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
         start = stop
-    return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None]
+    return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None].contiguous()
 
 
 @attend.register_fake

@@ -32,7 +32,9 @@ SERVICES = (
 
 
 async def serve(engine: Engine, config: Config, announce: Callable[[str], None]) -> int:
-    """Serve until SIGTERM or SIGINT, drained; a second signal exits at once. Returns the exit code.
+    """Serve until SIGTERM or SIGINT, drained; a second signal exits at once, and so does one before it is warm.
+
+    Returns the exit code.
 
     Raises: OSError, one line with the address, where a port is taken.
     """
@@ -46,7 +48,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     tasks: set[asyncio.Task[None]] = set()
 
     def on_state(state: State) -> None:
-        is_serving = state is State.READY and not stopping.is_set()  # it may be stopped while it warms up
+        is_serving = state is State.READY
         task = asyncio.get_running_loop().create_task(_say(healthy, is_serving=is_serving))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -60,8 +62,9 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy, metrics)
     port = await _bound(server, config)
     await server.start()  # bound before the warm-up: early requests get NOT_READY
-    _on_signals(stopping)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is admitted yet that could be lost
     await scheduler.start()
+    _on_signals(stopping)
     announce(f"serving on {config.host}:{port}, metrics on {config.host}:{web.port}")
     await stopping.wait()
     log.info("draining", grace_seconds=config.drain_grace_seconds)
