@@ -85,7 +85,7 @@ def test_a_signal_before_it_is_warm_ends_it_at_once(tmp_path: Path, number: sign
             time.sleep(0.1)
         time.sleep(0.5)  # between its ports and its warm-up it also starts the gRPC server
         process.send_signal(number)
-        assert process.wait(5) == -number
+        assert process.wait(5) == 128 + number
 
 
 async def test_lost_accelerator(warming: Warming) -> None:

@@ -2,14 +2,21 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
-from kleinserve.engine import compiled
+from kleinserve.config import Config
+from kleinserve.core import Operation, Request, Size
+from kleinserve.engine import checkpoint, compiled
 from kleinserve.engine.checkpoint import MINI
+from kleinserve.engine.engine import Engine
 from kleinserve.errors import UnusableCheckpoint
 from torch import nn
+
+from tests.engine.test_parity import draw
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -36,6 +43,19 @@ def test_compiled_norms_draw_the_same_at_any_size() -> None:
                 latents = stock.encode(picture).latent_dist.mode()
                 torch.testing.assert_close(fast.encode(picture).latent_dist.mode(), latents, atol=1e-4, rtol=1e-4)
                 assert (fast.decode(latents).sample - stock.decode(latents).sample).abs().max() < 0.1 / 127.5
+
+
+@pytest.mark.usefixtures("may_compile")
+def test_nothing_is_compiled_when_the_other_thread_begins_to_compute() -> None:
+    """Warmed, an engine of two threads has what it needs with both and, while they are divided, with one."""
+    engine = Engine(checkpoint.find("mini"), Config(device="cpu", threads=2, compile="on"))
+    engine.warm()
+    asked = Request("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 1, 1.0)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        alone = draw(engine, asked, replace(asked, steps=2))
+        with engine._cores.share():
+            beside = draw(engine, asked, replace(asked, steps=2))
+    assert max(np.abs(one - other).max() for one, other in zip(alone, beside, strict=True)) <= 1 / 255
 
 
 @pytest.mark.parametrize(

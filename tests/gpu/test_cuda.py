@@ -1,6 +1,7 @@
 """What only a CUDA device can show: variable-length attention, offloading, bfloat16 passes, parity in float32."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from kleinserve.config import Config
 from kleinserve.core import Operation, Request, Size
 from kleinserve.engine import checkpoint
 from kleinserve.engine.attention import Packing, attend
-from kleinserve.engine.engine import Engine
+from kleinserve.engine.engine import Drawing, Engine
 
 from tests.engine.test_parity import draw, reference
 
@@ -47,7 +48,7 @@ def test_packed_attention_equals_one_by_one(dtype: torch.dtype, head_channels: i
     generator = torch.Generator(DEVICE).manual_seed(0)
     shape = (3, 1, sum(packing.lengths), 4, head_channels)
     query, key, value = torch.randn(shape, generator=generator, device=DEVICE).to(dtype)
-    packed = attend(query, key, value, packing)[0].split(packing.lengths)
+    packed = attend(query, key, value, packing.ends, packing.host_ends)[0].split(packing.lengths)
     alone = [x[0].float().split(packing.lengths) for x in (query, key, value)]
     for made, *single in zip(packed, *alone, strict=True):
         q, k, v = (x.transpose(0, 1)[None] for x in single)
@@ -104,19 +105,25 @@ def test_offload_equals_resident() -> None:
 
 
 def test_a_decode_beside_the_steps_changes_neither() -> None:
-    """Pictures drawn while another thread encodes and decodes on its own stream are those drawn in peace."""
+    """Pictures stepped while another thread encodes and decodes on its own stream are those drawn in peace."""
     loaded = engine("bfloat16")
-    expected = draw(loaded, *requests())
-    begun = [loaded.drawing(request) for request in requests()]
-    loaded.begin(begun)
-    with ThreadPoolExecutor() as beside:
-        for _ in range(10):
-            decoding = beside.submit(loaded.decode, begun)
-            beginning = beside.submit(loaded.begin, [loaded.drawing(request) for request in requests()])
-            for made, alone in zip(draw(loaded, *requests()), expected, strict=True):
+    asked = [replace(request, steps=4) for request in requests()]
+
+    def begun() -> list[Drawing]:
+        drawings = [loaded.drawing(request) for request in asked]
+        loaded.begin(drawings)
+        return drawings
+
+    expected, others, drawings = draw(loaded, *asked), begun(), begun()
+    with ThreadPoolExecutor(1) as beside:
+        for _ in range(20):
+            following = beside.submit(begun)  # its noise would lie where noise lay that was freed too early
+            beside.submit(loaded.decode, others)
+            for _ in range(4):
+                loaded.step(drawings)
+            for made, alone in zip(beside.submit(loaded.decode, drawings).result(), expected, strict=True):
                 assert np.abs(made - alone).max() <= 2 / 255
-            decoding.result()
-            beginning.result()
+            drawings = following.result()
 
 
 @pytest.mark.parametrize("quantize", ["none", "fp8"])

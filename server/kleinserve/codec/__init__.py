@@ -1,1 +1,1 @@
-"""Bytes to Pixels and back. Owns Pillow; knows nothing of requests, torch or gRPC."""
+"""Bytes to Pixels and back. Owns Pillow and imagecodecs; knows nothing of requests, torch or gRPC."""

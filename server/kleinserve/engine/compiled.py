@@ -2,8 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
@@ -11,10 +14,10 @@ from torch import Tensor, nn
 
 from kleinserve.errors import UnusableCheckpoint
 
-# By size, one graph serves all. By count, two do: one sequence or many, one noise level or many.
-# Threads are divided anew for each step (cores.py), so their number is no part of the code.
-_OPTIONS = {"dynamic": True, "fullgraph": True, "options": {"cpp.dynamic_threads": True}}
-_GRAPHS_MAX = 64  # of one function: a norm has one for each number of channels
+# One graph serves all sizes. Of a block there are two, for one noise level and for several; of a norm two for each
+# number of channels, for one picture and for several; of all these as many as there are numbers of threads (cores.py).
+_OPTIONS = {"dynamic": True, "fullgraph": True}
+_GRAPHS_MAX = 64  # of one function
 
 
 def is_compiled(setting: str, device: torch.device) -> bool:
@@ -31,26 +34,23 @@ def is_compiled(setting: str, device: torch.device) -> bool:
 
 def compile_blocks(transformer: Flux2Transformer2DModel) -> None:
     """Have the blocks compiled when they first run, for any shape."""
-    _allow()
     transformer.compile_repeated_blocks(**_OPTIONS)
 
 
 def compile_norms(vae: AutoencoderKLFlux2) -> None:
     """Have the norms compiled when they first run, for any shape: slower than eager on a CPU, see docs/PERF.md."""
-    _allow()
     fuse(vae)
     for module in vae.modules():
         if isinstance(module, NormAct):
             module.compile(**_OPTIONS)
 
 
-def _allow() -> None:
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Compile what this thread runs in the block. Afterwards nothing is compiled: what has no graph runs eagerly."""
     torch.compiler.set_stance("default")
-    torch._dynamo.config.recompile_limit = max(_GRAPHS_MAX, torch._dynamo.config.recompile_limit)
-
-
-def seal() -> None:
-    """From now on nothing is compiled in this process: what has no graph runs uncompiled, at once."""
+    with torch._dynamo.config.patch(recompile_limit=_GRAPHS_MAX):  # torch keeps these settings for each thread
+        yield
     torch.compiler.set_stance("eager_on_recompile")
 
 

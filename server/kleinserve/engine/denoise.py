@@ -84,6 +84,12 @@ class Pass:
     rotary: tuple[Tensor, Tensor]  # cosines and sines, float32 [all tokens, head channels], sequence order
     context: Tensor  # [1, all text tokens, D], stream order
     outputs: Tensor  # sequence positions of the tokens being denoised
+    text_of: (
+        Tensor  # which sequence each text token is of; likewise of image tokens, of all in sequence order, of outputs
+    )
+    image_of: Tensor
+    token_of: Tensor
+    output_of: Tensor
 
 
 class Denoiser:
@@ -137,7 +143,10 @@ class Denoiser:
             start += len(context) + len(row.latents) + len(row.references)
         rotary = self.transformer.pos_embed(torch.cat(positions).to(self.device))
         context_stream = torch.cat([context for _, context in sequences])[None]
-        self._pass = Pass(rows, packing, rotary, context_stream, torch.cat(outputs).to(self.device))
+        of = [torch.arange(len(sequences)).repeat_interleave(torch.tensor(n)) for n in (texts, images, packing.lengths)]
+        output = torch.cat(outputs)
+        per_token = (t.to(self.device) for t in (output, *of, of[-1][output]))
+        self._pass = Pass(rows, packing, rotary, context_stream, *per_token)
         return self._pass
 
     def _velocities(self, prepared: Pass) -> list[Tensor]:
@@ -145,31 +154,27 @@ class Denoiser:
         model, rows, packing = self.transformer, prepared.rows, prepared.packing
         sequences = [row for row in rows for _ in row.contexts]
         embedding = self._time_embedding(sequences)  # [sequences or 1, D]
-        texts = [len(context) for row in rows for context in row.contexts]
-        images = [len(row.latents) + len(row.references) for row in sequences]
-
         embedded = [model.x_embedder(row.latents.to(self.dtype)) for row in rows]
         image = torch.cat(
             [part for row, e in zip(rows, embedded, strict=True) for _ in row.contexts for part in (e, row.references)]
         )[None]
         text = prepared.context
-        image_modulation = _per_token(model.double_stream_modulation_img(embedding), images)
-        text_modulation = _per_token(model.double_stream_modulation_txt(embedding), texts)
+        image_modulation = _per_token(model.double_stream_modulation_img(embedding), prepared.image_of)
+        text_modulation = _per_token(model.double_stream_modulation_txt(embedding), prepared.text_of)
         extras = {"packing": packing}
         for block in model.transformer_blocks:
             text, image = block(image, text, image_modulation, text_modulation, prepared.rotary, extras)
 
         hidden = torch.cat([text, image], dim=1)[:, packing.order]
-        modulation = _per_token(model.single_stream_modulation(embedding), list(packing.lengths))
+        modulation = _per_token(model.single_stream_modulation(embedding), prepared.token_of)
         for block in model.single_transformer_blocks:
             hidden = block(hidden, None, modulation, prepared.rotary, extras)
 
         # AdaLayerNormContinuous, with its scale and shift per token: scale comes first here, unlike in the blocks.
-        out_lengths = [len(row.latents) for row in sequences]
         norm = model.norm_out
-        scale, shift = _per_token(norm.linear(norm.silu(embedding)), out_lengths).chunk(2, dim=-1)
+        scale, shift = _per_token(norm.linear(norm.silu(embedding)), prepared.output_of).chunk(2, dim=-1)
         hidden = norm.norm(hidden[:, prepared.outputs]) * (1 + scale) + shift
-        velocity = list(model.proj_out(hidden)[0].float().split(out_lengths))
+        velocity = list(model.proj_out(hidden)[0].float().split([len(row.latents) for row in sequences]))
         return _guided(rows, velocity)
 
     def _time_embedding(self, sequences: list[Row]) -> Tensor:
@@ -187,11 +192,9 @@ class Denoiser:
         return embedding
 
 
-def _per_token(values: Tensor, lengths: list[int]) -> Tensor:
-    """[sequences, k] -> [1, sum(lengths), k]; one shared row stays [1, 1, k] and broadcasts."""
-    if len(values) == 1:
-        return values[:, None]
-    return values.repeat_interleave(torch.tensor(lengths, device=values.device), dim=0)[None]
+def _per_token(values: Tensor, of: Tensor) -> Tensor:
+    """[sequences, k] -> [1, tokens, k] by each token's sequence; one shared row stays [1, 1, k] and broadcasts."""
+    return values[:, None] if len(values) == 1 else values[of][None]
 
 
 def _guided(rows: tuple[Row, ...], velocities: list[Tensor]) -> list[Tensor]:

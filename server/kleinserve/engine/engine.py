@@ -9,7 +9,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -77,9 +77,9 @@ class Engine:
     """A loaded checkpoint. Raises: UnusableCheckpoint where it cannot be loaded or does not fit."""
 
     def __init__(self, layout: checkpoint.Layout, config: Config):
-        self._cores = Cores(config.torch_threads)
         self.plan = memory.plan(layout, config.device, config.dtype, config.memory)
         device, self._is_offloaded = self.plan.device, self.plan.is_offloaded
+        self._cores = Cores(config.torch_threads if device.type == "cpu" else 1)
         quantized.check(config.quantize, device, self.plan.dtype)
         self.is_compiled, self._is_quantized = compiled.is_compiled(config.compile, device), config.quantize == "fp8"
         modules = checkpoint.load(layout, self.plan.dtype)
@@ -91,10 +91,6 @@ class Engine:
             modules.vae.to(device)
         if self._is_quantized:
             quantized.quantize(modules.transformer)
-        if self.is_compiled:
-            compiled.compile_blocks(modules.transformer)
-        if self.is_compiled and device.type == "cuda":
-            compiled.compile_norms(modules.vae)
         self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
         self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._decode_pixels_max = config.decode_pixels_max
@@ -115,6 +111,10 @@ class Engine:
         self._references = ReferenceEncoder(self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max)
         with self._cores.share(), memory.lent(modules.vae, device, self._is_offloaded):
             self._preview = preview.fit(self._vae)
+        if self.is_compiled:
+            compiled.compile_blocks(modules.transformer)
+        if self.is_compiled and device.type == "cuda":
+            compiled.compile_norms(modules.vae)
         self.facts = self._facts(layout, modules, limit)
 
     def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
@@ -136,23 +136,25 @@ class Engine:
         )
 
     def warm(self) -> None:
-        """Compile, where that is chosen, with no two lengths alike: equal ones would be taken for one and the same.
+        """Compile, where that is chosen, for all the threads and for half of them; afterwards nothing is compiled.
 
-        Afterwards nothing is compiled any more.
+        Lengths that are equal, or equal a width of the model, are taken for one and the same: hence the odd sizes, and
+        two sets of several noise levels.
         """
         if not self.is_compiled:
             return
         channels, size = 4 if self.facts.has_native_alpha else 3, Size(96, 64)
         reference = Reference(Pixels(Size(80, 64), channels, bytes(80 * 64 * channels)), b"")
-        asked = Request("warm-up", Operation.EDIT, "", (reference,), size, 0, 2, self.facts.default_guidance_scale)
-        drawings = [self.drawing(asked) for _ in range(3)]
-        self.begin(drawings)
-        self.step(drawings[:1])  # one noise level
-        self.step(drawings)  # two
-        self.step(drawings[1:])
-        self.decode(drawings[:1])
-        self.decode(drawings[1:])
-        compiled.seal()
+        asked = Request("warm-up", Operation.EDIT, "", (reference,), size, 0, 3, self.facts.default_guidance_scale)
+        with compiled.compiling():
+            for beside in (nullcontext(), self._cores.share()):
+                drawings = [self.drawing(asked) for _ in range(3)]
+                with beside:
+                    self.begin(drawings)
+                    for count in (1, 2, 3):  # their noise levels differ from the second on
+                        self.step(drawings[:count])
+                    self.decode(drawings[:1])
+                    self.decode(drawings[1:])
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
@@ -160,7 +162,8 @@ class Engine:
 
         When it ends the device has done it all: what it leaves is the other thread's to use, and to free.
         """
-        with self._cores.share(), torch.cuda.stream(self._aside):
+        stream = nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+        with self._cores.share(), stream:
             yield
             self._wait()
 
@@ -261,9 +264,12 @@ class Engine:
 
     def step(self, drawings: Sequence[Drawing]) -> None:
         """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
+        rows = [drawing.row for drawing in drawings if drawing.row is not None]
+        before = [row.latents for row in rows]  # once freed, the other stream may write where they lay
         with self._cores.share():
-            self._denoiser.step([drawing.row for drawing in drawings if drawing.row is not None])
-            self._wait()  # the one sync of a step: what follows reads its results
+            self._denoiser.step(rows)
+            self._wait()
+        del before
         for drawing in drawings:
             drawing.steps_done += 1
 

@@ -1,6 +1,7 @@
 """The process's servers: gRPC with health and reflection, plain HTTP with metrics and probes; start to drained."""
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -62,9 +63,9 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy, metrics)
     port = await _bound(server, config)
     await server.start()  # bound before the warm-up: early requests get NOT_READY
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is admitted yet that could be lost
+    _on_signals(_exit)  # nothing is admitted yet that could be lost
     await scheduler.start()
-    _on_signals(stopping)
+    _on_signals(lambda number: _drain(stopping))
     announce(f"serving on {config.host}:{port}, metrics on {config.host}:{web.port}")
     await stopping.wait()
     log.info("draining", grace_seconds=config.drain_grace_seconds)
@@ -124,18 +125,21 @@ async def _say(healthy: health.aio.HealthServicer, *, is_serving: bool) -> None:
         await healthy.set(service, status)
 
 
-def _on_signals(stopping: asyncio.Event) -> None:
-    """The first SIGTERM or SIGINT drains; the second kills as if nothing handled it."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        stopping.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
+def _on_signals(act: Callable[[int], None]) -> None:
+    """Have SIGTERM and SIGINT call `act` with their number, on the event loop."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        asyncio.get_running_loop().add_signal_handler(number, act, number)
+
+
+def _drain(stopping: asyncio.Event) -> None:
+    """The first signal's: drain. The next one ends the process."""
+    stopping.set()
+    _on_signals(_exit)
+
+
+def _exit(number: int) -> None:
+    """End at once, with a shell's exit code for the signal; its default does nothing to a container's process 1."""
+    os._exit(128 + number)
 
 
 class _Quiet(WSGIRequestHandler):
