@@ -78,10 +78,9 @@ laid where the seed put it; for cut-outs, with the reference's own alpha. Pictur
 
 ## What it cannot do
 
-Several references: side by side and in a grid colours and places are right and the outlines blur, so almost no picture
-passes; "the shape of image 1 in the colour of image 2" works about every fourth time. Letters and digits are readable
-about every second time. Turning one shape into another works five times in six, resizing three times in four, and both
-leave rougher edges than drawing does.
+Letters and digits are readable about every second time. Turning one shape into another, moving and resizing work about
+five times in six and leave rougher edges than drawing does. Four references in a grid, and more steps than four with
+several references, fail more often than two side by side.
 
 Anything but flat shapes: no photographs, scenes, words or counts above two. Rows of the table that are low are things
 that it does badly; nothing is hidden by choosing seeds (`docs/mini.png` is drawn from fixed ones). Colours
