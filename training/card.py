@@ -78,8 +78,8 @@ laid where the seed put it; for cut-outs, with the reference's own alpha. Pictur
 
 ## What it cannot do
 
-Letters and digits are readable about every second time. Turning one shape into another, moving and resizing work about
-five times in six and leave rougher edges than drawing does. Four references in a grid, and more steps than four with
+Letters and digits are readable three times in five. Turning one shape into another and moving work seven times in eight,
+resizing four times in five, and all leave rougher edges than drawing does. Four references in a grid, and more steps than four with
 several references, fail more often than two side by side.
 
 Anything but flat shapes: no photographs, scenes, words or counts above two. Rows of the table that are low are things

@@ -7,7 +7,7 @@ from training import captions, edits
 from training.requests import Example
 
 ALONE = {"generate": 0.72, "pair": 0.28}
-ONE = {"colour": 1.2, "background": 0.5, "cutout": 0.4, "shape": 1.6, "move": 1.0, "size": 1.5}
+ONE = {"colour": 1.2, "background": 0.4, "cutout": 0.4, "shape": 2.2, "move": 1.6, "size": 2.0}
 TWO = {"beside": 0.8, "transfer": 0.2}
 MAKERS = {
     "generate": captions.generate,
