@@ -24,7 +24,8 @@ from kleinserve.codec.provenance import Provenance
 from kleinserve.config import Config
 from kleinserve.core import Operation, Request, Size
 from kleinserve.engine import checkpoint
-from kleinserve.engine.engine import Drawing, Engine, resolve
+from kleinserve.engine.drawing import Drawing, resolve
+from kleinserve.engine.engine import Engine
 
 REPETITIONS = 9
 MIXED = [(64, 64), (128, 128), (256, 256), (192, 96), (64, 128), (128, 64), (256, 128), (96, 96)]

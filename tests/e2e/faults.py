@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from kleinserve import __main__
 from kleinserve.engine import alpha, engine
-from kleinserve.engine.engine import Drawing
+from kleinserve.engine.drawing import Drawing
 
 FAILS = "fail in a step"
 DIES = "lose the accelerator"

@@ -12,7 +12,8 @@ from kleinserve.config import Config
 from kleinserve.core import Operation, Request, Size
 from kleinserve.engine import checkpoint
 from kleinserve.engine.attention import Packing, attend
-from kleinserve.engine.engine import Drawing, Engine
+from kleinserve.engine.drawing import Drawing
+from kleinserve.engine.engine import Engine
 
 from tests.engine.test_parity import draw, reference
 

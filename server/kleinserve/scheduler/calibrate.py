@@ -15,7 +15,8 @@ from kleinserve.codec import image
 from kleinserve.codec.provenance import Provenance
 from kleinserve.core import EDGE_MULTIPLE, Operation, Pixels, Reference, Request, Size
 from kleinserve.engine import memory
-from kleinserve.engine.engine import Engine, resolve
+from kleinserve.engine.drawing import resolve
+from kleinserve.engine.engine import Engine
 from kleinserve.scheduler.cost import STAGES, Cost, Line
 from kleinserve.scheduler.job import load_of
 

@@ -13,7 +13,7 @@ from kleinserve.codec import image, preview
 from kleinserve.codec.provenance import Provenance
 from kleinserve.core import EncodedImage, Pixels, Preview
 from kleinserve.engine.alpha import Picture
-from kleinserve.engine.engine import resolve
+from kleinserve.engine.drawing import resolve
 from kleinserve.errors import Draining, Internal, KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import Cost

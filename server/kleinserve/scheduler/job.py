@@ -27,7 +27,8 @@ from kleinserve.core import (
     Timings,
     Usage,
 )
-from kleinserve.engine.engine import Drawing, Engine
+from kleinserve.engine.drawing import Drawing
+from kleinserve.engine.engine import Engine
 from kleinserve.errors import KleinError
 from kleinserve.scheduler.cost import Load
 
