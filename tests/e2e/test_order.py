@@ -22,6 +22,23 @@ async def test_a_small_request_overtakes_a_large_one_that_is_running(serving: Se
         await until(large, "completed")
 
 
+async def test_a_small_request_overtakes_a_large_one_that_is_being_decoded(serving: Serving) -> None:
+    """A 64² request is begun, stepped and decoded while a 1024² one is decoded, which is the same for it."""
+    async with opened(serving.target) as channel:
+        request = generate(0, (1024, 1024), 1)
+        alone, _ = await final(channel, request)
+        steps = 'klein_stage_seconds_count{stage="step"}'
+        before = serving.counted(steps)
+        large = asyncio.create_task(final(channel, request))
+        await serving.counts(steps, before + 1)
+        started = time.monotonic()
+        await final(channel, generate(1))
+        seconds = time.monotonic() - started
+        picture, completed = await large
+        assert seconds < completed.timings.decode.ToNanoseconds() / 1e9 / 2
+        assert (picture == alone).all()
+
+
 async def test_batch_work_waits_for_interactive_work(single: Serving) -> None:
     """Of requests of one size that come together, interactive ones finish first and batch ones last."""
     async with opened(single.target) as channel:

@@ -16,18 +16,22 @@ class Cores:
 
     def __init__(self, threads: int):
         self.threads = threads
-        self._busy = 0
+        self._busy: set[int] = set()  # threads
         self._lock = threading.Lock()
 
     @contextmanager
     def share(self) -> Iterator[None]:
-        """Compute for the block with this thread's part, as it is when the block begins."""
+        """Compute for the block with this thread's part, as it is when the block begins; a nested one changes nothing."""
+        me = threading.get_ident()
+        if me in self._busy:
+            yield
+            return
         with self._lock:
-            self._busy += 1
-            part = max(1, self.threads // self._busy)
+            self._busy.add(me)
+            part = max(1, self.threads // len(self._busy))
         torch.set_num_threads(part)
         try:
             yield
         finally:
             with self._lock:
-                self._busy -= 1
+                self._busy.remove(me)

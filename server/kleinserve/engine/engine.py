@@ -1,12 +1,12 @@
 """The engine: drawings in, pixels out, one step at a time. Knows no queue, no deadline, no caller.
 
 Two threads may use it at once: one for `step`, `preview` and `latent`, which touch the transformer alone; one for the
-rest, which touches the text encoder and the VAE. A drawing is in one thread's hands at a time.
+rest, which touches the text encoder and the VAE, and may use them again in their `pauses`. A drawing is in one thread's
+hands at a time.
 """
 
 import os
 import platform
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +28,7 @@ from kleinserve.engine import alpha, checkpoint, compiled, memory, preview, quan
 from kleinserve.engine.cores import Cores
 from kleinserve.engine.denoise import Denoiser, Row, noise
 from kleinserve.engine.drawing import Drawing
+from kleinserve.engine.pauses import Pauses
 from kleinserve.engine.references import ReferenceEncoder
 from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
 from kleinserve.engine.vae import Vae
@@ -75,6 +76,8 @@ class Engine:
             compiled.compile_blocks(modules.transformer)
         if self.is_compiled and device.type == "cuda":
             compiled.compile_norms(modules.vae)
+        # Offloaded, what is done in a pause would find no room, or send the VAE away.
+        self.pauses = Pauses(modules.vae, self._wait, is_offered=not self._is_offloaded)
         self.facts = self._facts(layout, modules, limit)
 
     def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
@@ -151,7 +154,7 @@ class Engine:
 
     def _contexts(self, prompts: list[tuple[Drawing, Tokens]]) -> dict[tuple[int, ...], torch.Tensor]:
         """The projected context of every prompt, by its token ids; what the cache lacks is encoded in one pass."""
-        started = time.perf_counter()
+        started = self.pauses.seconds()
         wanted = [prompt for _, prompt in prompts]
         if any(self._needs_empty(drawing.request) for drawing, _ in prompts):
             wanted.append(self._empty())
@@ -165,7 +168,7 @@ class Engine:
             contexts |= dict(zip((p.ids for p in missing), encoded, strict=True))
             self._wait()
         for drawing, _ in prompts:
-            drawing.text_seconds += time.perf_counter() - started
+            drawing.text_seconds += self.pauses.seconds() - started
         return contexts
 
     def _row(
@@ -176,13 +179,13 @@ class Engine:
         contexts: dict[tuple[int, ...], torch.Tensor],
     ) -> Row:
         request = drawing.request
-        started = time.perf_counter()
+        started = self.pauses.seconds()
         drawing.reference_hits = [self._references.is_cached(r) for r in references]
         with memory.lent(self._vae.module, self._device, self._is_offloaded and not all(drawing.reference_hits)):
             tokens = [self._references.encode(reference) for reference in references]
         if tokens:
             self._wait()
-        drawing.references_seconds += time.perf_counter() - started
+        drawing.references_seconds += self.pauses.seconds() - started
         sequences = [prompt, self._empty()] if self._needs_empty(request) else [prompt]
         width = self._denoiser.transformer.inner_dim
         nothing = torch.empty(0, width, dtype=self._denoiser.dtype, device=self._device)

@@ -1,7 +1,7 @@
 """The ends of a job, beside the steps: its prompt and references before the first, its decoding after the last."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from kleinserve.engine import memory
 from kleinserve.engine.alpha import Picture
@@ -9,15 +9,20 @@ from kleinserve.engine.engine import Engine
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.job import Job, Stage, load_of
 from kleinserve.scheduler.outlook import Outlook
+from kleinserve.scheduler.queue import Queue
 from kleinserve.scheduler.worker import Hands, together
 
 _BEGUN_MAX = 16  # jobs begun ahead of their first step: their embeddings hold the device's memory
 _PROMPTS_MAX = 8  # encoded in one pass; references are encoded one by one, so only jobs without any share it
 _DECODED_MAX = 4  # in one call: whoever else waits, waits for all of them
+_SHORT = 0.5  # of the work at hand: what takes longer does not interrupt it
 
 
 class Ends:
-    """What the thread beside the steps chooses and does: the best-ranked job, with others that need the same."""
+    """What the thread beside the steps chooses and does: the best-ranked job, with others that need the same.
+
+    Long work lets short work that ranks before it go first, between its parts.
+    """
 
     def __init__(
         self,
@@ -26,10 +31,12 @@ class Ends:
         metrics: Metrics,
         hands: Hands,
         decode_pixels_max: int,
-        finished: Callable[[Job], None],
+        queue: Queue,
     ):
         self._engine, self._outlook, self._metrics, self._hands = engine, outlook, metrics, hands
-        self._decode_pixels_max, self._finished = decode_pixels_max, finished
+        self._decode_pixels_max, self._queue = decode_pixels_max, queue
+        self._at_hand: list[list[Job]] = []  # each interrupts the one before
+        engine.pauses.do = self._interrupt
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
         """The best-ranked job that is to be begun or decoded, with others that need the same.
@@ -53,10 +60,30 @@ class Ends:
 
     def work(self, jobs: list[Job]) -> None:
         """Begin the jobs, or decode them and hand out their pictures; a second pass goes back to the steps."""
-        if jobs[0].is_begun:
-            self._decode(jobs)
-        else:
-            self._begin(jobs)
+        self._at_hand.append(jobs)
+        try:
+            if jobs[0].is_begun:
+                self._decode(jobs)
+            else:
+                self._begin(jobs)
+        finally:
+            self._at_hand.pop()
+
+    def _interrupt(self) -> None:
+        while jobs := self._queue.claim(self._choose_sooner, waits=False):
+            self.work(jobs)
+            self._queue.release(jobs)
+
+    def _choose_sooner(self, jobs: Sequence[Job]) -> list[Job]:
+        """What goes before the work at hand, and is short beside it."""
+        at_hand = self._at_hand[-1]
+        chosen = self.choose([*at_hand, *jobs])
+        is_short = self._seconds(chosen) <= _SHORT * self._seconds(at_hand)
+        return chosen if is_short and not set(at_hand) & set(chosen) else []
+
+    def _seconds(self, jobs: Sequence[Job]) -> float:
+        cost = self._outlook.cost
+        return sum(cost.piece(job.load, job.steps_left, is_begun=job.is_begun) for job in jobs)
 
     def _begin(self, jobs: list[Job]) -> None:
         begun = together(lambda some: self._engine.begin([job.drawing for job in some]), jobs, self._hands.failed)
@@ -76,10 +103,10 @@ class Ends:
                 metrics.ran("references", seconds)
 
     def _decode(self, jobs: list[Job]) -> None:
-        started = time.perf_counter()
+        started = self._engine.pauses.seconds()
         pictures: dict[Job, Picture] = {}
         decoded = together(lambda some: pictures.update(self._decoded(some)), jobs, self._hands.failed)
-        seconds = time.perf_counter() - started
+        seconds = self._engine.pauses.seconds() - started
         if not decoded:
             return
         error = self._outlook.cost.observe("decode", sum(job.load.output_megapixels for job in decoded), seconds)
@@ -89,7 +116,7 @@ class Ends:
             if job.drawing.needs_second:
                 together(lambda some: self._second(some[0], pictures), [job], self._hands.failed)
             else:
-                self._finished(job)
+                self._queue.remove(job)
                 self._hands.picture(job, pictures[job])
 
     def _second(self, job: Job, pictures: dict[Job, Picture]) -> None:

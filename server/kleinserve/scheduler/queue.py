@@ -52,14 +52,19 @@ class Queue:
         finally:
             self._reserved.remove(held_bytes)
 
-    def claim(self, choose: Choose) -> list[Job]:
-        """Wait until `choose` finds something among the jobs that no thread holds, and hold it; [] once closed."""
+    def claim(self, choose: Choose, *, waits: bool = True) -> list[Job]:
+        """Wait until `choose` finds something among the jobs that no thread holds, and hold it; [] once closed.
+
+        Without waiting, [] also where it finds nothing now.
+        """
         with self._changed:
             while not self._is_closed:
                 chosen = choose([job for job in self._jobs if job not in self._claimed and not job.is_gone])
                 if chosen:
                     self._claimed.update(chosen)
                     return chosen
+                if not waits:
+                    return []
                 self._changed.wait()
             return []
 

@@ -92,7 +92,7 @@ class Scheduler:
         tokens_max = self._config.step_tokens_max or min(saturating, _STEP_TOKENS_MAX)
         self._metrics.step_tokens_max.set(tokens_max)
         stepping = Stepping(engine, outlook, self._metrics, hands, tokens_max)
-        ends = Ends(engine, outlook, self._metrics, hands, self._config.decode_pixels_max, queue.remove)
+        ends = Ends(engine, outlook, self._metrics, hands, self._config.decode_pixels_max, queue)
         self._workers = [
             Worker("steps", queue, stepping.choose, stepping.step, hands.died),
             Worker("ends", queue, ends.choose, ends.work, hands.died),

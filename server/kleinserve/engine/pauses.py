@@ -1,0 +1,36 @@
+"""Where long work of the VAE lets short work go first, and a clock that stands still meanwhile."""
+
+import time
+from collections.abc import Callable
+
+from diffusers import AutoencoderKLFlux2
+from diffusers.models.resnet import ResnetBlock2D
+
+_EVERY_SECONDS = 0.005  # to look for what is more urgent is not free
+
+
+class Pauses:
+    """Between residual blocks of a VAE, of which the longest takes a fifth of the whole, `do` may use the VAE itself.
+
+    `ready` is called before it, and returns when the device has done what was asked of it.
+    """
+
+    def __init__(self, vae: AutoencoderKLFlux2, ready: Callable[[], None], *, is_offered: bool):
+        self.do: Callable[[], None] | None = None
+        self._ready, self._paused, self._looked = ready, 0.0, 0.0
+        for module in vae.modules():
+            if is_offered and isinstance(module, ResnetBlock2D):
+                module.register_forward_hook(lambda *_: self._offer())
+
+    def seconds(self) -> float:
+        """A clock for the thread that computes there: it does not count what was done in a pause."""
+        return time.perf_counter() - self._paused
+
+    def _offer(self) -> None:
+        if self.do is None or time.perf_counter() - self._looked < _EVERY_SECONDS:
+            return
+        self._ready()
+        before, started = self._paused, time.perf_counter()
+        self.do()
+        self._looked = time.perf_counter()
+        self._paused = before + self._looked - started  # pauses within it are in it
