@@ -20,8 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STOP_SECONDS = 60
 QUEUE_REQUESTS_MAX = 2048  # as many as the peers let wait
 
+OURS = {"ours": (), "compiled": ("--compile", "on")}
 TITLES = {
     "ours": "klein-serve",
+    "compiled": "klein-serve --compile on",
     "lock": "stock pipeline, lock",
     "window": "stock pipeline, micro-batches",
     "framework": "stock pipeline, LitServe",
@@ -72,7 +74,9 @@ def accelerator_bytes() -> int:
 
 
 def missing(contestant: str) -> str:
-    """The package that a contestant needs and that is not installed, or nothing."""
+    """What a contestant needs and is not installed, or nothing."""
+    if contestant == "compiled" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return "a C++ compiler"
     needed = NEEDS.get(contestant, "")
     return needed if needed and find_spec(needed) is None else ""
 
@@ -82,7 +86,7 @@ def serving(contestant: str, plan: Plan, threads: int, log: Path) -> Iterator[Se
     """The contestant, ready; its standard error goes to `log`. Raises: RuntimeError if it does not start."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
-    environment |= _settings(plan) if contestant == "ours" else _threads(threads)
+    environment |= _settings(plan) if contestant in OURS else _threads(threads)
     with log.open("a") as errors, _process(_command(contestant, plan, threads), environment, errors) as process:
         started = _started(process)
         if started is None:
@@ -111,8 +115,8 @@ def _process(command: list[str], environment: dict[str, str], errors: object) ->
 
 def _command(contestant: str, plan: Plan, threads: int) -> list[str]:
     launch = [sys.executable, "-m", "benchmarks.launch"]
-    if contestant == "ours":
-        return [*launch, "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
+    if contestant in OURS:
+        return [*launch, "kleinserve", "serve", "--port", "0", "--metrics-port", "0", *OURS[contestant]]
     described = ["--model", plan.model, "--device", plan.device, "--dtype", plan.dtype, "--threads", str(threads)]
     return [*launch, MODULES[contestant], *described]
 

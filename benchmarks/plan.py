@@ -7,6 +7,7 @@ ALONE, BURST, DEADLINES = "alone", "burst", "deadlines"
 OVERLOAD = 1.20  # of the deadlines' load
 DEADLINE_FACTOR = 3.0  # times the lone time of a request's class on the lock
 P99_SAMPLES_MIN = 300  # of a class; with fewer, p95
+PEERS = ("lock", "window", "framework")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Plan:
     device: str = "cpu"
     dtype: str = "float32"
     edges: tuple[int, ...] = (64, 128, 256)
-    contestants: tuple[str, ...] = ("ours", "lock", "window", "framework")
+    contestants: tuple[str, ...] = ("ours", "compiled", *PEERS)
     loads: tuple[str, ...] = (ALONE, "30", "60", "80", "95", BURST, DEADLINES)
     threads: tuple[int, ...] = (1, 2)
     repetitions: int = 5
@@ -38,7 +39,15 @@ class Plan:
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
 
 
-QUICK = Plan("quick", loads=("80", BURST), repetitions=2, requests=300, burst=60, lone_times=0)
+QUICK = Plan(
+    "quick",
+    contestants=("ours", *PEERS),
+    loads=("80", BURST),
+    repetitions=2,
+    requests=300,
+    burst=60,
+    lone_times=0,
+)
 FULL = Plan("full")
 TINY = Plan(
     "tiny",

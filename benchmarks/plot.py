@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from benchmarks.contestants import TITLES
 from benchmarks.summary import Summary, poisson_loads
 
-COLOURS = {"ours": "#1b6ca8", "lock": "#c0392b", "window": "#e08e0b", "framework": "#7d5ba6"}
+COLOURS = {"ours": "#1b6ca8", "compiled": "#1e8449", "lock": "#c0392b", "window": "#e08e0b", "framework": "#7d5ba6"}
 
 
 def latency(summary: Summary, file: Path) -> None:

@@ -70,7 +70,7 @@ class Bench:
         for repetition in range(self.plan.repetitions):
             for contestant in self.plan.contestants:
                 if package := contestants.missing(contestant):
-                    self._say(f"{contestant} is left out: {package} is not installed (extra `bench`)")
+                    self._say(f"{contestant} is left out: {package} is not installed")
                     continue
                 wanted = [name for name in self.plan.loads if not self._has(contestant, name, repetition)]
                 if wanted and time.monotonic() > self._until:

@@ -21,7 +21,7 @@ class Cores:
 
     @contextmanager
     def share(self) -> Iterator[None]:
-        """Compute for the block with this thread's part, as it is when the block begins; a nested one changes nothing."""
+        """Compute for the block with this thread's part, as it is when the outermost block begins."""
         me = threading.get_ident()
         if me in self._busy:
             yield
