@@ -123,15 +123,15 @@ def score(pipe: Flux2KleinPipeline, size_px: tuple[int, int], steps: int = 4, co
     for one, picture in drawn("pair", 0, count):
         tally.add("pair", all(check(one, picture).values()))
     for kind in SINGLE:
-        for one, picture in drawn(kind, 1, count // 2):
+        for one, picture in drawn(kind, 1, count):
             tally.add(f"edit {kind}", all(check(one, picture).values()))
             if kind == "cutout":
                 tally.add("alpha of cut-outs", alpha_overlap(picture[3], render([one.target])[0, 3]))
     for kind in ("beside", "transfer"):
-        for one, picture in drawn(kind, 2, count // 2):
+        for one, picture in drawn(kind, 2, count):
             tally.add(kind, all(check(one, picture).values()))
     for number in (3, 4):
-        for one, picture in drawn("grid", number, count // 4):
+        for one, picture in drawn("grid", number, count // 2):
             tally.add(f"grid of {number}", all(check(one, picture).values()))
     return {row: tally.share(row) for row in tally.rows}
 
@@ -162,5 +162,5 @@ def main(checkpoint: Path, count: int, is_quick: bool) -> None:
         columns[f"{side}², {steps} steps"] = score(pipe, (side, side), steps, number)
         print(f"scored {side}² at {steps} steps after {time.time() - started:.0f} s", flush=True)
     print(table(columns))
-    counts = f"{2 * count} with one thing, {count} with letters or a pair, {count // 2} per edit, a third at 32 steps"
+    counts = f"{2 * count} with one thing, {count // 2} per grid, {count} per other row, a third at 32 steps"
     card.write(checkpoint, reconstruction, counts, table(columns))
