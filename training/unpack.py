@@ -8,7 +8,7 @@ from diffusers import Flux2KleinPipeline
 from training.flow import Drawer
 from training.optimiser import Average
 
-SPENT_SECONDS = 3000.0  # counted as spent, so that a run of at least 5,500 in all goes straight to the last stage
+SPENT_SECONDS = 12_000.0  # counted as spent, so that a run of at most 15,000 in all goes straight to the last stage
 
 
 def unpack(checkpoint: Path, runs: Path) -> None:
