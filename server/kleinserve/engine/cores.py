@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+_OTHER = -1  # no thread has this identity
+
 
 class Cores:
     """`threads` of torch for whoever computes alone, an equal part of them for each of several.
@@ -18,6 +20,17 @@ class Cores:
         self.threads = threads
         self._busy: set[int] = set()  # threads
         self._lock = threading.Lock()
+
+    @contextmanager
+    def crowded(self) -> Iterator[None]:
+        """As if another thread computed too, for the block."""
+        with self._lock:
+            self._busy.add(_OTHER)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.remove(_OTHER)
 
     @contextmanager
     def share(self) -> Iterator[None]:

@@ -110,7 +110,7 @@ class Engine:
         reference = Reference(Pixels(Size(80, 64), channels, bytes(80 * 64 * channels)), b"")
         asked = Request("warm-up", Operation.EDIT, "", (reference,), size, 0, 3, self.facts.default_guidance_scale)
         with compiled.compiling():
-            for beside in (nullcontext(), self._cores.share()):
+            for beside in (nullcontext(), self._cores.crowded()):
                 drawings = [self.drawing(asked) for _ in range(3)]
                 with beside:
                     self.begin(drawings)
@@ -180,9 +180,12 @@ class Engine:
     ) -> Row:
         request = drawing.request
         started = self.pauses.seconds()
-        drawing.reference_hits = [self._references.is_cached(r) for r in references]
-        with memory.lent(self._vae.module, self._device, self._is_offloaded and not all(drawing.reference_hits)):
-            tokens = [self._references.encode(reference) for reference in references]
+        are_cached = all(map(self._references.is_cached, references))
+        drawing.reference_hits, tokens = [], []
+        with memory.lent(self._vae.module, self._device, self._is_offloaded and not are_cached):
+            for reference in references:
+                drawing.reference_hits.append(self._references.is_cached(reference))
+                tokens.append(self._references.encode(reference))
         if tokens:
             self._wait()
         drawing.references_seconds += self.pauses.seconds() - started

@@ -31,6 +31,8 @@ class Pauses:
             return
         self._ready()
         before, started = self._paused, time.perf_counter()
-        self.do()
-        self._looked = time.perf_counter()
-        self._paused = before + self._looked - started  # pauses within it are in it
+        try:
+            self.do()
+        finally:
+            self._looked = time.perf_counter()
+            self._paused = before + self._looked - started  # pauses within it are in it

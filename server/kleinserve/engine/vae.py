@@ -31,8 +31,11 @@ class Vae:
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, channels, H, W] in −1..1 -> float32 tokens [B, T, C], the posterior's mode.
 
+        Pictures of more than `decode_pixels_max` pixels are encoded in overlapping tiles.
+
         Source: Flux2KleinPipeline._encode_vae_image. pixel_unshuffle is its _patchify_latents.
         """
+        self.module.use_tiling = pictures.shape[-1] * pictures.shape[-2] > self.decode_pixels_max
         posterior = self.module.encode(pictures.to(self.device, self.module.dtype)).latent_dist
         latents = F.pixel_unshuffle(posterior.mode(), 2).float()
         return ((latents - self._mean) / self._std).flatten(2).transpose(1, 2).contiguous()

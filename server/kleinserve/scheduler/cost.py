@@ -108,10 +108,8 @@ class Cost:
         """Seconds by which a request lengthens a step that it shares."""
         return self.lines["step"].drift * self.lines["step"].per_unit * load.work
 
-    def piece(self, load: Load, steps: int, *, is_begun: bool = True) -> float:
-        """Seconds of what a request is at: its beginning, a step, or its decoding."""
-        if not is_begun:
-            return self._beginning(load, is_begun=False)
+    def piece(self, load: Load, steps: int) -> float:
+        """Seconds of what a begun request is at: a step, or its decoding."""
         stage, units = ("step", load.work) if steps else ("decode", load.output_megapixels)
         return self.lines[stage].seconds(units)
 

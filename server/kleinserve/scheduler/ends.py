@@ -1,7 +1,9 @@
 """The ends of a job, beside the steps: its prompt and references before the first, its decoding after the last."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 from kleinserve.engine import memory
 from kleinserve.engine.alpha import Picture
@@ -12,10 +14,23 @@ from kleinserve.scheduler.outlook import Outlook
 from kleinserve.scheduler.queue import Queue
 from kleinserve.scheduler.worker import Hands, together
 
+T = TypeVar("T")
+
 _BEGUN_MAX = 16  # jobs begun ahead of their first step: their embeddings hold the device's memory
 _PROMPTS_MAX = 8  # encoded in one pass; references are encoded one by one, so only jobs without any share it
 _DECODED_MAX = 4  # in one call: whoever else waits, waits for all of them
 _SHORT = 0.5  # of the work at hand: what takes longer does not interrupt it
+
+
+class Cramped(BaseException):
+    """Memory did not suffice beside the work that was interrupted. Not an Exception: no request has failed."""
+
+
+class Held(NamedTuple):
+    """Work at hand, since when by the clock that stands still in its pauses."""
+
+    jobs: list[Job]
+    since: float
 
 
 class Ends:
@@ -35,7 +50,8 @@ class Ends:
     ):
         self._engine, self._outlook, self._metrics, self._hands = engine, outlook, metrics, hands
         self._decode_pixels_max, self._queue = decode_pixels_max, queue
-        self._at_hand: list[list[Job]] = []  # each interrupts the one before
+        self._at_hand: list[Held] = []  # each interrupts the one before
+        self._is_cramped = False
         engine.pauses.do = self._interrupt
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
@@ -60,33 +76,63 @@ class Ends:
 
     def work(self, jobs: list[Job]) -> None:
         """Begin the jobs, or decode them and hand out their pictures; a second pass goes back to the steps."""
-        self._at_hand.append(jobs)
+        if jobs[0].is_begun:
+            self._decode(jobs)
+        else:
+            self._begin(jobs)
+
+    @contextmanager
+    def _holding(self, jobs: list[Job]) -> Iterator[Held]:
+        """Have the jobs at hand for the block."""
+        self._at_hand.append(Held(jobs, self._engine.pauses.seconds()))
         try:
-            if jobs[0].is_begun:
-                self._decode(jobs)
-            else:
-                self._begin(jobs)
+            yield self._at_hand[-1]
         finally:
-            self._at_hand.pop()
+            for job in self._at_hand.pop().jobs:
+                job.worked_seconds = 0.0
+            self._is_cramped = self._is_cramped and bool(self._at_hand)
 
     def _interrupt(self) -> None:
-        while jobs := self._queue.claim(self._choose_sooner, waits=False):
-            self.work(jobs)
-            self._queue.release(jobs)
+        """In a pause of the work at hand, do what goes before it and is short beside it."""
+        if not self._at_hand:  # the engine is used without a scheduler
+            return
+        for job in self._at_hand[-1].jobs:
+            job.worked_seconds = self._engine.pauses.seconds() - self._at_hand[-1].since
+        while not self._is_cramped and (jobs := self._queue.claim(self._choose_sooner, waits=False)):
+            try:
+                self.work(jobs)
+            except Cramped:
+                memory.release()
+                self._is_cramped = True  # until the outermost work is done
+            finally:
+                self._queue.release(jobs)
 
     def _choose_sooner(self, jobs: Sequence[Job]) -> list[Job]:
-        """What goes before the work at hand, and is short beside it."""
-        at_hand = self._at_hand[-1]
+        at_hand = [job for held in self._at_hand for job in held.jobs]
         chosen = self.choose([*at_hand, *jobs])
-        is_short = self._seconds(chosen) <= _SHORT * self._seconds(at_hand)
-        return chosen if is_short and not set(at_hand) & set(chosen) else []
+        if not chosen or chosen[0] in at_hand:
+            return []
+        chosen = [job for job in chosen if job not in at_hand]
+        limit = _SHORT * self._outlook.end(self._at_hand[-1].jobs)
+        while chosen and self._outlook.end(chosen) > limit:
+            chosen.pop()
+        return chosen
 
-    def _seconds(self, jobs: Sequence[Job]) -> float:
-        cost = self._outlook.cost
-        return sum(cost.piece(job.load, job.steps_left, is_begun=job.is_begun) for job in jobs)
+    def _roomy(self, work: Callable[[], T]) -> T:
+        """`work`'s result. Raises: Cramped where it runs out of memory and interrupts other work."""
+        try:
+            return work()
+        except Exception as error:
+            if len(self._at_hand) > 1 and memory.is_exhausted(error):
+                raise Cramped from error
+            raise
 
     def _begin(self, jobs: list[Job]) -> None:
-        begun = together(lambda some: self._engine.begin([job.drawing for job in some]), jobs, self._hands.failed)
+        def begin(some: list[Job]) -> None:
+            self._roomy(lambda: self._engine.begin([job.drawing for job in some]))
+
+        with self._holding(jobs):
+            begun = together(begin, jobs, self._hands.failed)
         metrics, cost = self._metrics, self._outlook.cost
         metrics.looked_up("prompt", [bool(job.drawing.prompt_hit) for job in begun])
         encoded = [job.drawing for job in begun if not job.drawing.prompt_hit]
@@ -103,30 +149,31 @@ class Ends:
                 metrics.ran("references", seconds)
 
     def _decode(self, jobs: list[Job]) -> None:
-        started = self._engine.pauses.seconds()
         pictures: dict[Job, Picture] = {}
-        decoded = together(lambda some: pictures.update(self._decoded(some)), jobs, self._hands.failed)
-        seconds = self._engine.pauses.seconds() - started
+        with self._holding(jobs) as held:
+            decoded = together(lambda some: pictures.update(self._decoded(some)), jobs, self._hands.failed)
+            seconds = self._engine.pauses.seconds() - held.since
         if not decoded:
             return
         error = self._outlook.cost.observe("decode", sum(job.load.output_megapixels for job in decoded), seconds)
         self._metrics.ran("decode", seconds, error)
         for job in decoded:
             job.decode_seconds += seconds
-            if job.drawing.needs_second:
-                together(lambda some: self._second(some[0], pictures), [job], self._hands.failed)
-            else:
+            if not job.drawing.needs_second:
                 self._queue.remove(job)
                 self._hands.picture(job, pictures[job])
+        for job in [job for job in decoded if job.drawing.needs_second]:
+            with self._holding([job]):
+                together(lambda some: self._second(some[0], pictures), [job], self._hands.failed)
 
     def _second(self, job: Job, pictures: dict[Job, Picture]) -> None:
-        self._engine.begin_second(job.drawing, pictures[job])
+        self._roomy(lambda: self._engine.begin_second(job.drawing, pictures[job]))
         job.load = load_of(self._engine, job.drawing)  # it has a reference now
 
     def _decoded(self, jobs: list[Job]) -> dict[Job, Picture]:
         drawings = [job.drawing for job in jobs]
         try:
-            return dict(zip(jobs, self._engine.decode(drawings), strict=True))
+            return dict(zip(jobs, self._roomy(lambda: self._engine.decode(drawings)), strict=True))
         except Exception as error:
             if len(jobs) > 1 or not memory.is_exhausted(error):
                 raise

@@ -76,6 +76,7 @@ class Job:
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.first_preview: float | None = None
+        self.worked_seconds = 0.0  # on what the thread beside the steps does with it now
         self.denoise_seconds = self.decode_seconds = self.encode_seconds = 0.0
         self.max_step_requests = 0
         self.previews_skipped = 0

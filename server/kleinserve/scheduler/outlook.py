@@ -20,7 +20,16 @@ class Outlook:
 
     def remaining(self, job: Job) -> float:
         """Seconds until its image, were it alone from now on."""
-        return self.cost.remaining(job.load, job.steps_left, is_begun=job.is_begun)
+        whole = self.cost.remaining(job.load, job.steps_left, is_begun=job.is_begun)
+        return max(0.0, whole - job.worked_seconds)
+
+    def end(self, jobs: Sequence[Job]) -> float:
+        """Seconds for which the thread beside the steps begins the jobs, or decodes them, at once."""
+        if jobs[0].drawing.is_denoised:
+            return self.cost.lines["decode"].seconds(sum(job.load.output_megapixels for job in jobs))
+        references = sum(job.load.reference_megapixels for job in jobs)
+        encoding = self.cost.lines["references"].seconds(references) if references else 0.0
+        return self.cost.lines["text"].seconds(len(jobs)) + encoding
 
     def standing(self, job: Job) -> Standing:
         """What the policy sees of it."""
@@ -40,7 +49,8 @@ class Outlook:
     def claim(self, job: Job) -> Claim:
         """What admission sees of it."""
         share = self.cost.share(job.load, job.steps_left, is_begun=job.is_begun)
-        return Claim(self.standing(job), share, self.cost.piece(job.load, job.steps_left) if job.is_begun else 0.0)
+        steps = 0 if job.drawing.is_denoised else job.steps_left
+        return Claim(self.standing(job), share, self.cost.piece(job.load, steps) if job.is_begun else 0.0)
 
     def ordered(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """The jobs, who goes first first."""
