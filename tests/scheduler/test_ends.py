@@ -41,7 +41,7 @@ class Beside:
             failed=lambda job, error: self.failed.append(job),
             died=lambda error: None,
         )
-        self.ends = Ends(engine, Outlook(cost, Turns()), Metrics(), hands, 1 << 22, self.queue)
+        self.ends = Ends(engine, Outlook(cost, Turns(), engine.pauses.longest), Metrics(), hands, 1 << 22, self.queue)
 
     def put(self, name: str, edge: int, *, is_denoised: bool) -> Job:
         request = Request(name, Operation.GENERATE, name, (), Size(edge, edge), 0, 1, 1.0)

@@ -108,11 +108,6 @@ class Cost:
         """Seconds by which a request lengthens a step that it shares."""
         return self.lines["step"].drift * self.lines["step"].per_unit * load.work
 
-    def piece(self, load: Load, steps: int) -> float:
-        """Seconds of what a begun request is at: a step, or its decoding."""
-        stage, units = ("step", load.work) if steps else ("decode", load.output_megapixels)
-        return self.lines[stage].seconds(units)
-
     def share(self, load: Load, steps: int, *, is_begun: bool) -> Share:
         """What the request takes from the others: of the fixed part of a step only what a full step spreads."""
         stepping = steps * self.added(load) / _SATURATED

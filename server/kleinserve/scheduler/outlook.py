@@ -13,10 +13,13 @@ _PRIORITIES = tuple(Priority)  # in the policy's order
 
 
 class Outlook:
-    """The cost model and the callers' turns, applied to jobs. Read from every thread."""
+    """The cost model and the callers' turns, applied to jobs. Read from every thread.
 
-    def __init__(self, cost: Cost, turns: Turns):
-        self.cost, self.turns = cost, turns
+    `longest`: the share of a decode that passes without a pause.
+    """
+
+    def __init__(self, cost: Cost, turns: Turns, longest: float):
+        self.cost, self.turns, self._longest = cost, turns, longest
 
     def remaining(self, job: Job) -> float:
         """Seconds until its image, were it alone from now on."""
@@ -49,8 +52,13 @@ class Outlook:
     def claim(self, job: Job) -> Claim:
         """What admission sees of it."""
         share = self.cost.share(job.load, job.steps_left, is_begun=job.is_begun)
-        steps = 0 if job.drawing.is_denoised else job.steps_left
-        return Claim(self.standing(job), share, self.cost.piece(job.load, steps) if job.is_begun else 0.0)
+        if not job.is_begun:
+            held = 0.0
+        elif job.drawing.is_denoised:
+            held = self._longest * self.end([job])
+        else:
+            held = self.cost.lines["step"].seconds(job.load.work)
+        return Claim(self.standing(job), share, held)
 
     def ordered(self, jobs: Sequence[Job], now: float) -> list[Job]:
         """The jobs, who goes first first."""

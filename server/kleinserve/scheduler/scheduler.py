@@ -64,7 +64,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._delivery = Delivery(engine.facts.name, config.codec_threads, metrics)
         self._queue = Queue(config.queue_requests_max, config.queue_bytes_max)
-        self._outlook = Outlook(Cost(), Turns())
+        self._outlook = Outlook(Cost(), Turns(), engine.pauses.longest)
         # Side by side only where each thread has all the threads that it was measured with.
         is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
         self._is_overlapping = engine.facts.device == "cpu" and is_roomy
