@@ -1,6 +1,7 @@
 """Streams, cancellation, deadlines, errors and drain, through a real server and real clients."""
 
 import asyncio
+import io
 import signal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
+from PIL import Image
 
 from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import Serving, served
@@ -129,6 +131,25 @@ async def test_bad_reference(channel: grpc.aio.Channel, data: bytes, reason: str
     assert isinstance(bad, error_details_pb2.BadRequest)
     assert (code, given) == (grpc.StatusCode.INVALID_ARGUMENT, reason)
     assert bad.field_violations[0].field == "references[1].image"
+
+
+async def test_of_two_damaged_references_the_first_is_named(channel: grpc.aio.Channel) -> None:
+    """Which is told does not depend on which is found first: the first takes long to decode."""
+    bad = [damaged(1500), damaged(64)]
+    code, given, details = await refused(image_pb2_grpc.ImageServiceStub(channel).Edit(edit(bad)))
+    told = details["BadRequest"]
+    assert isinstance(told, error_details_pb2.BadRequest)
+    assert (code, given) == (grpc.StatusCode.INVALID_ARGUMENT, "REFERENCE_UNREADABLE")
+    assert [violation.field for violation in told.field_violations] == ["references[0].image"]
+
+
+def damaged(edge: int) -> bytes:
+    """A PNG of noise whose last pixels are spoiled, which its header does not tell."""
+    file = io.BytesIO()
+    Image.effect_noise((edge, edge), 80).save(file, "PNG", compress_level=1)
+    data = bytearray(file.getvalue())
+    data[-60] ^= 0xFF
+    return bytes(data)
 
 
 async def test_not_implemented(channel: grpc.aio.Channel) -> None:

@@ -142,7 +142,7 @@ class Scheduler:
         )
 
     async def decode(self, references: Sequence[bytes]) -> tuple[Reference, ...]:
-        """The references as the model sees them, decoded in the pool. Raises: a RefusedReference."""
+        """The references as the model sees them, decoded in the pool. Raises: the first one's RefusedReference."""
         keep_alpha = self._engine.facts.has_native_alpha
 
         def one(index: int, data: bytes) -> Reference:
@@ -150,8 +150,10 @@ class Scheduler:
             digest = hashlib.sha256(f"{pixels.size}/{pixels.channels}/".encode() + pixels.data).digest()
             return Reference(pixels, digest)
 
-        decoding = [self._delivery.pooled(one, index, data) for index, data in enumerate(references)]
-        return tuple(await asyncio.gather(*decoding))
+        pooled, spawn = self._delivery.pooled, self._loop.create_task
+        decoding = [spawn(pooled(one, index, data)) for index, data in enumerate(references)]
+        await asyncio.gather(*decoding, return_exceptions=True)  # of two errors not the earlier one is told
+        return tuple(task.result() for task in decoding)
 
     async def submit(self, request: Request, deadline: float | None, reserved_bytes: int) -> tuple[Job, Accepted]:
         """Admit a request; `deadline` in monotonic seconds, `reserved_bytes` what the queue holds for it.
