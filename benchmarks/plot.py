@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from benchmarks.contestants import TITLES
 from benchmarks.summary import Summary, poisson_loads
@@ -30,8 +31,9 @@ def latency(summary: Summary, file: Path) -> None:
     titles = [f"{edge}²: p50, and the tail dashed" for edge in edges] + ["time to first preview, p50"]
     for panel, title in zip(panels, titles, strict=True):
         panel.set(title=title, xlabel="load, % of the lock's capacity", yscale="log")
-        for axis_format in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
-            axis_format("{x:g}")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("")
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("ms")
     panels[0].legend(fontsize=8)
