@@ -78,9 +78,9 @@ laid where the seed put it; for cut-outs, with the reference's own alpha. Pictur
 
 ## What it cannot do
 
-Letters and digits are readable two or three times in four. Resizing and turning into another shape fail once in ten or
-twenty times at 128², most often with rings, stars and crosses, whose small parts blur: a ring then passes for the letter
-O. Several references in a grid fail once in five to ten times.
+Letters and digits are readable two or three times in four. Resizing and turning into another shape fail once in ten
+or twenty times at 128², most often with rings, stars and crosses, whose small parts blur: a ring then passes for the
+letter O. Several references in a grid fail once in five to ten times.
 
 Anything but flat shapes: no photographs, scenes, words or counts above two. Rows of the table that are low are things
 that it does badly; nothing is hidden by choosing seeds (`docs/mini.png` is drawn from fixed ones). Colours
