@@ -180,9 +180,9 @@ class Engine:
     ) -> Row:
         request = drawing.request
         started = self.pauses.seconds()
-        are_cached = all(map(self._references.is_cached, references))
+        is_lent = self._is_offloaded and not all(map(self._references.is_cached, references))
         drawing.reference_hits, tokens = [], []
-        with memory.lent(self._vae.module, self._device, self._is_offloaded and not are_cached):
+        with memory.lent(self._vae.module, self._device, is_lent):
             for reference in references:
                 drawing.reference_hits.append(self._references.is_cached(reference))
                 tokens.append(self._references.encode(reference))

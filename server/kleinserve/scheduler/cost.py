@@ -90,7 +90,7 @@ class Cost:
 
     def remaining(self, load: Load, steps: int, *, is_begun: bool) -> float:
         """Seconds until the image of a request with `steps` steps to go, were it alone from now on."""
-        ends = self._beginning(load, is_begun=is_begun) + self._end(load) + self._encode(load)
+        ends = self._ends(load, is_begun=is_begun) + self.lines["encode"].seconds(load.output_megapixels)
         return ends + steps * self.lines["step"].seconds(load.work)
 
     def idle(self, load: Load, steps: int) -> float:
@@ -111,7 +111,7 @@ class Cost:
     def share(self, load: Load, steps: int, *, is_begun: bool) -> Share:
         """What the request takes from the others: of the fixed part of a step only what a full step spreads."""
         stepping = steps * self.added(load) / _SATURATED
-        return Share(stepping, self._beginning(load, is_begun=is_begun) + self._end(load))
+        return Share(stepping, self._ends(load, is_begun=is_begun))
 
     def saturating_tokens(self, work_per_token: float) -> int:
         """Tokens from which on a larger step is hardly cheaper per token; 0 where the fixed part is not known."""
@@ -120,17 +120,18 @@ class Cost:
             return 0
         return int(_SATURATED / (1 - _SATURATED) * step.fixed / (step.per_unit * work_per_token))
 
-    def _beginning(self, load: Load, *, is_begun: bool) -> float:
-        if is_begun:
-            return 0.0
-        references = self.lines["references"].seconds(load.reference_megapixels) if load.reference_megapixels else 0.0
-        return self.lines["text"].seconds(1) + references
+    def beginning(self, *loads: Load) -> float:
+        """Seconds for which requests are begun at once."""
+        megapixels = sum(load.reference_megapixels for load in loads)
+        references = self.lines["references"].seconds(megapixels) if megapixels else 0.0
+        return self.lines["text"].seconds(len(loads)) + references
 
-    def _end(self, load: Load) -> float:
-        return load.passes * self.lines["decode"].seconds(load.output_megapixels)
+    def decoding(self, *loads: Load) -> float:
+        """Seconds for which requests are decoded at once."""
+        return self.lines["decode"].seconds(sum(load.output_megapixels for load in loads))
 
-    def _encode(self, load: Load) -> float:
-        return self.lines["encode"].seconds(load.output_megapixels)
+    def _ends(self, load: Load, *, is_begun: bool) -> float:
+        return load.passes * self.decoding(load) + (0.0 if is_begun else self.beginning(load))
 
     def dump(self) -> dict[str, dict[str, float]]:
         """The lines as JSON takes them, without their drift."""

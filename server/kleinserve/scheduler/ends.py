@@ -1,8 +1,7 @@
 """The ends of a job, beside the steps: its prompt and references before the first, its decoding after the last."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from kleinserve.engine import memory
@@ -81,12 +80,12 @@ class Ends:
         else:
             self._begin(jobs)
 
-    @contextmanager
-    def _holding(self, jobs: list[Job]) -> Iterator[Held]:
-        """Have the jobs at hand for the block."""
-        self._at_hand.append(Held(jobs, self._engine.pauses.seconds()))
+    def _together(self, work: Callable[[list[Job]], object], jobs: list[Job]) -> tuple[list[Job], float]:
+        """Do `work` with the jobs at hand: those for which it succeeded, and its seconds without its pauses."""
+        clock = self._engine.pauses.seconds
+        self._at_hand.append(Held(jobs, clock()))
         try:
-            yield self._at_hand[-1]
+            return together(work, jobs, self._hands.failed), clock() - self._at_hand[-1].since
         finally:
             for job in self._at_hand.pop().jobs:
                 job.worked_seconds = 0.0
@@ -131,8 +130,7 @@ class Ends:
         def begin(some: list[Job]) -> None:
             self._roomy(lambda: self._engine.begin([job.drawing for job in some]))
 
-        with self._holding(jobs):
-            begun = together(begin, jobs, self._hands.failed)
+        begun, _ = self._together(begin, jobs)
         metrics, cost = self._metrics, self._outlook.cost
         metrics.looked_up("prompt", [bool(job.drawing.prompt_hit) for job in begun])
         encoded = [job.drawing for job in begun if not job.drawing.prompt_hit]
@@ -150,9 +148,7 @@ class Ends:
 
     def _decode(self, jobs: list[Job]) -> None:
         pictures: dict[Job, Picture] = {}
-        with self._holding(jobs) as held:
-            decoded = together(lambda some: pictures.update(self._decoded(some)), jobs, self._hands.failed)
-            seconds = self._engine.pauses.seconds() - held.since
+        decoded, seconds = self._together(lambda some: pictures.update(self._decoded(some)), jobs)
         if not decoded:
             return
         error = self._outlook.cost.observe("decode", sum(job.load.output_megapixels for job in decoded), seconds)
@@ -163,8 +159,7 @@ class Ends:
                 self._queue.remove(job)
                 self._hands.picture(job, pictures[job])
         for job in [job for job in decoded if job.drawing.needs_second]:
-            with self._holding([job]):
-                together(lambda some: self._second(some[0], pictures), [job], self._hands.failed)
+            self._together(lambda some: self._second(some[0], pictures), [job])
 
     def _second(self, job: Job, pictures: dict[Job, Picture]) -> None:
         self._roomy(lambda: self._engine.begin_second(job.drawing, pictures[job]))

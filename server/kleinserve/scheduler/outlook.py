@@ -28,11 +28,8 @@ class Outlook:
 
     def end(self, jobs: Sequence[Job]) -> float:
         """Seconds for which the thread beside the steps begins the jobs, or decodes them, at once."""
-        if jobs[0].drawing.is_denoised:
-            return self.cost.lines["decode"].seconds(sum(job.load.output_megapixels for job in jobs))
-        references = sum(job.load.reference_megapixels for job in jobs)
-        encoding = self.cost.lines["references"].seconds(references) if references else 0.0
-        return self.cost.lines["text"].seconds(len(jobs)) + encoding
+        seconds = self.cost.decoding if jobs[0].drawing.is_denoised else self.cost.beginning
+        return seconds(*(job.load for job in jobs))
 
     def standing(self, job: Job) -> Standing:
         """What the policy sees of it."""
