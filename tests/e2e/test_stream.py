@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import signal
 from pathlib import Path
 
@@ -25,14 +26,27 @@ async def test_order(channel: grpc.aio.Channel) -> None:
     assert [event.sequence for event in events] == list(range(len(events)))
     assert {event.client_tag for event in events} == {"mine"}
     assert dict(await call.initial_metadata())["klein-request-id"] == events[0].request_id
-    assert kinds[:2] == ["accepted", "started"]
-    assert kinds[-3:] == ["image_header", "image_chunk", "completed"]
-    assert set(kinds[2:-3]) == {"progress", "preview"}
+    order = r"accepted (queued )*started ((progress|preview) )+image_header image_chunk completed"
+    assert re.fullmatch(order, " ".join(kinds))
     assert [event.progress.step for event in events if event.HasField("progress")] == [1, 2, 3, 4]
     assert [event.preview.step for event in events if event.HasField("preview")][-1] == 4
     assert not events[0].accepted.estimated_usage.billable
     assert events[-1].completed.usage.billable
     assert events[-1].completed.usage.cost_microusd == 14_000
+
+
+async def test_who_starts_at_once_is_told_no_position(channel: grpc.aio.Channel) -> None:
+    """Nobody hears of a queue within 20 ms of coming, although others come and go all the time."""
+    stub = image_pb2_grpc.ImageServiceStub(channel)
+
+    async def one_by_one(first_seed: int) -> None:
+        for seed in range(first_seed, first_seed + 30):
+            events = [event async for event in stub.Generate(generate(seed, steps=1))]
+            waits = [event.started.queue_wait.ToNanoseconds() for event in events if event.HasField("started")]
+            assert len(waits) == 1
+            assert waits[0] >= 20e6 or not any(event.HasField("queued") for event in events)
+
+    await asyncio.gather(one_by_one(0), one_by_one(100))
 
 
 async def test_together_equals_alone(serving: Serving, channel: grpc.aio.Channel) -> None:

@@ -1,4 +1,4 @@
-"""The event loop's side: admission, positions, reminders, drain. Knows no gRPC."""
+"""The event loop's side: admission, reminders, drain. Knows no gRPC."""
 
 import asyncio
 import hashlib
@@ -24,23 +24,22 @@ from kleinserve.errors import (
     NotReady,
 )
 from kleinserve.metrics import Metrics
-from kleinserve.scheduler import admission, policy
+from kleinserve.scheduler import admission
 from kleinserve.scheduler.calibrate import calibrated
-from kleinserve.scheduler.cost import Cost, Share
+from kleinserve.scheduler.cost import Cost
 from kleinserve.scheduler.delivery import Delivery
 from kleinserve.scheduler.ends import Ends
 from kleinserve.scheduler.job import Job, Stage, load_of
 from kleinserve.scheduler.outlook import Outlook
 from kleinserve.scheduler.policy import Turns
+from kleinserve.scheduler.positions import Positions
 from kleinserve.scheduler.queue import Queue
 from kleinserve.scheduler.stepping import Stepping
 from kleinserve.scheduler.worker import Hands, Worker
 from kleinserve.usage import price
 
-_QUEUED_EVERY_SECONDS = 5.0
 _PROGRESS_EVERY_SECONDS = 10.0
-_REMINDER_SECONDS = 0.5  # how often it is looked whether one of the two is due
-_ANNOUNCE_SECONDS = 0.02  # positions that change within it are told once
+_REMINDER_SECONDS = 0.5  # how often it is looked whether a position or a progress is due
 _STEP_TOKENS_MAX = 8192  # of the budget found by calibration: two images of 1024², whose activations fit
 
 log = structlog.get_logger()
@@ -68,11 +67,11 @@ class Scheduler:
         # Side by side only where each thread has all the threads that it was measured with.
         is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
         self._is_overlapping = engine.facts.device == "cpu" and is_roomy
+        self._positions = Positions(self._queue, self._outlook, is_overlapping=self._is_overlapping)
         self._price = price.configured(config)
         self._jobs: set[Job] = set()
         self._workers: list[Worker] = []
         self._reminder: asyncio.Task[None] | None = None
-        self._announcement: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self.state = State.STARTING
 
@@ -187,7 +186,7 @@ class Scheduler:
             job.expiry = self._loop.call_later(deadline - time.monotonic(), job.fail, passed)
         self._queue.put(job)
         self._metrics.queue_depth.labels(request.priority.value).inc()
-        self._announce_soon()
+        self._positions.soon()
         return job, accepted
 
     def _admitted(self, job: Job) -> float:
@@ -225,7 +224,7 @@ class Scheduler:
         if job.first_preview is not None:
             seconds = job.first_preview - job.submitted
             self._metrics.time_to_first_preview_seconds.labels(job.request.operation.value).observe(seconds)
-        self._announce_soon()
+        self._positions.soon()
         if not self._jobs:
             self._idle.set()
         return stage
@@ -259,31 +258,12 @@ class Scheduler:
                 self._metrics.queue_depth.labels(job.request.priority.value).dec()
                 self._metrics.running_requests.inc()
                 self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
-        self._announce_soon()
-
-    def _announce_soon(self) -> None:
-        if self._announcement is None:
-            self._announcement = self._loop.call_later(_ANNOUNCE_SECONDS, self._announce)
-
-    def _announce(self) -> None:
-        """Tell every waiting job its position, where it has changed or is due."""
-        self._announcement = None
-        jobs = self._queue.jobs()
-        if all(job.stage is not Stage.WAITING for job in jobs):
-            return
-        claims = [self._outlook.claim(job) for job in jobs]
-        position, before = 0, Share(0.0, 0.0)
-        for i in policy.order([claim.standing for claim in claims], time.monotonic()):
-            if jobs[i].stage is Stage.WAITING:
-                wait = admission.spent([before], is_overlapping=self._is_overlapping)
-                jobs[i].queued(position, wait, _QUEUED_EVERY_SECONDS)
-                position += 1
-            before += claims[i].share
+        self._positions.soon()
 
     async def _remind(self) -> None:
         while True:
             await asyncio.sleep(_REMINDER_SECONDS)
-            self._announce_soon()
+            self._positions.soon()
             for job in self._jobs:
                 job.remind(self._outlook.remaining(job), _PROGRESS_EVERY_SECONDS)
 
