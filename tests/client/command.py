@@ -8,6 +8,8 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,15 +24,20 @@ def klein(*arguments: str, server: str = "127.0.0.1:9", folder: Path | None = No
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
 
 
-# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal.
-ON_ITS_TERMINAL = "import os, sys; os.open(os.ttyname(0), os.O_RDWR); " + RUN
+# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal. Tests in a
+# shell's background ignore it, and what they start would, too.
+ON_ITS_TERMINAL = (
+    "import os, signal; os.open(os.ttyname(0), os.O_RDWR); signal.signal(signal.SIGINT, signal.default_int_handler); "
+    + RUN
+)
 
 
-def on_a_terminal(arguments: list[str], server: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A process of the command on a terminal of 24 by 80, and that terminal's other end."""
+@contextmanager
+def on_a_terminal(arguments: list[str], server: str, folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A process of the command on a terminal of 24 by 80, and that terminal's other end; killed."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(ours, (24, 80))
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", ON_ITS_TERMINAL, *arguments],
         stdin=its,
         stdout=its,
@@ -38,9 +45,12 @@ def on_a_terminal(arguments: list[str], server: str, folder: Path) -> tuple[subp
         start_new_session=True,
         cwd=folder,
         env={**os.environ, "KLEIN_SERVER": server, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
-    )
-    os.close(its)
-    return process, ours
+    ) as process:
+        os.close(its)
+        try:
+            yield process, ours
+        finally:
+            process.kill()  # a test that fails leaves nothing running
 
 
 def read_until(terminal: int, words: str | None, seconds: float = 30) -> str:

@@ -114,9 +114,9 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, 
 def test_terminal(server: Any, tmp_path: Path) -> None:
     """On a terminal the queue, the steps and the pictures are shown, and the last line is the usage."""
     server.play(picture)
-    process, terminal = on_a_terminal(["generate", "a red circle"], server.target, tmp_path)
-    shown = read_until(terminal, None)
-    assert process.wait(20) == 0
+    with on_a_terminal(["generate", "a red circle"], server.target, tmp_path) as (process, terminal):
+        shown = read_until(terminal, None)
+        assert process.wait(20) == 0
     assert "step 2 of 2" in shown
     assert shown.count("▀") >= 100
     assert shown.rstrip().endswith("out.png 32x32 PNG seed 7: 1 MP, $0.014000 (test), 0.42 s")
@@ -132,11 +132,11 @@ def test_interrupt(server: Any, tmp_path: Path) -> None:
         ended.wait(20)
 
     server.play(endless)
-    process, terminal = on_a_terminal(["generate", "a red circle"], server.target, tmp_path)
-    read_until(terminal, "step 2 of 2")
-    os.write(terminal, b"\x03")
-    shown = read_until(terminal, None)
-    assert process.wait(20) == 130
+    with on_a_terminal(["generate", "a red circle"], server.target, tmp_path) as (process, terminal):
+        read_until(terminal, "step 2 of 2")
+        os.write(terminal, b"\x03")
+        shown = read_until(terminal, None)
+        assert process.wait(20) == 130
     assert shown.rstrip().endswith("klein: cancelled")
     assert "Traceback" not in shown
     assert ended.wait(10)

@@ -82,11 +82,11 @@ def test_interrupt(serving: Serving, tmp_path: Path) -> None:
     """Ctrl-C on the terminal ends the request in the server's batch, not only the command."""
     before = serving.counted("klein_cancelled_total")
     arguments = ["generate", "a red circle", "--size", "1024x1024", "--steps", "50"]
-    process, terminal = on_a_terminal(arguments, serving.target, tmp_path)
-    read_until(terminal, " of 50", seconds=60)
-    os.write(terminal, b"\x03")
-    shown = read_until(terminal, None)
-    assert process.wait(20) == 130
+    with on_a_terminal(arguments, serving.target, tmp_path) as (process, terminal):
+        read_until(terminal, " of 50", seconds=60)
+        os.write(terminal, b"\x03")
+        shown = read_until(terminal, None)
+        assert process.wait(20) == 130
     assert shown.rstrip().endswith("klein: cancelled")
     end = time.monotonic() + 30
     while serving.counted("klein_cancelled_total") == before and time.monotonic() < end:
