@@ -178,3 +178,26 @@ def pictures(engine: Engine) -> list[Picture]:
     while not drawings[2].is_denoised:
         engine.step(drawings[2:])
     return [*decoded[:2], *engine.decode(drawings[2:])]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),  # of the runtime, past torch's allocator
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_did_not_suffice_is_not_fatal(error: Exception) -> None:
+    """Whoever says that memory is exhausted, the server lives on."""
+    assert memory.is_exhausted(error)
+    assert not memory.is_fatal(error)
+
+
+def test_a_lost_device_is_fatal() -> None:
+    """An illegal access leaves nothing to go on with."""
+    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    assert memory.is_fatal(error)
+    assert not memory.is_exhausted(error)

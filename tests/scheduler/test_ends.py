@@ -46,7 +46,9 @@ class Beside:
     def put(self, name: str, edge: int, *, is_denoised: bool) -> Job:
         request = Request(name, Operation.GENERATE, name, (), Size(edge, edge), 0, 1, 1.0)
         drawing = self.engine.drawing(request)
-        job = Job(request, drawing, load_of(self.engine, drawing), Usage(0, 0, 0, 0, True, ""), None, lambda job: None)
+        job = Job(
+            request, drawing, load_of(self.engine, drawing), Usage(0, 0, 0, 0, True, ""), None, 0, lambda job: None
+        )
         if is_denoised:
             self.engine.begin([drawing])
             self.engine.step([drawing])
@@ -81,6 +83,7 @@ def test_short_work_is_done_in_the_pauses_of_long_work(beside: Beside) -> None:
     assert fresh.is_begun
     assert large.decode_seconds > small.decode_seconds
     assert large.worked_seconds == 0
+    assert large.drawing.row is small.drawing.row is None  # whoever reads slowly holds no memory of the device
 
 
 def test_work_that_is_as_long_waits(beside: Beside) -> None:

@@ -113,7 +113,7 @@ class Denoiser:
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
-        """Advance every row by one Euler step, in place: latents, step, estimate.
+        """Advance every row by one Euler step, in place: latents, step, estimate. Then the device has done it.
 
         Cost:   one transformer pass over sum(row.tokens).
         Raises: torch.OutOfMemoryError; then no row has moved.
@@ -124,6 +124,8 @@ class Denoiser:
         for row, velocity in zip(rows, velocities, strict=True):
             sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
             moved.append((row.latents - sigma * velocity, row.latents + (following - sigma) * velocity))
+        if self.device.type == "cuda":  # what fails there may fail late; and old latents are freed for all streams
+            torch.cuda.current_stream(self.device).synchronize()
         for row, (estimate, latents) in zip(rows, moved, strict=True):  # nothing fails from here on
             row.estimate, row.latents, row.step = estimate, latents, row.step + 1
 

@@ -24,7 +24,7 @@ class Drawing:
     request: Request
     prompt: Tokens
     passes: int
-    row: Row | None = None
+    row: Row | None = None  # from the beginning to the decoded picture
     on_white: alpha.Picture | None = None
     steps_done: int = 0
     text_seconds: float = 0.0
@@ -44,7 +44,8 @@ class Drawing:
     @property
     def is_denoised(self) -> bool:
         """Whether the present pass has no steps left."""
-        return self.row is not None and self.row.is_done
+        row = self.row  # another thread may take it away
+        return row is not None and row.is_done
 
 
 def resolve(drawing: Drawing, picture: alpha.Picture) -> Result:

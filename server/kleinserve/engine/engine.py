@@ -231,11 +231,8 @@ class Engine:
     def step(self, drawings: Sequence[Drawing]) -> None:
         """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
         rows = [drawing.row for drawing in drawings if drawing.row is not None]
-        before = [row.latents for row in rows]  # once freed, the other stream may write where they lay
         with self._cores.share():
             self._denoiser.step(rows)
-            self._wait()
-        del before
         for drawing in drawings:
             drawing.steps_done += 1
 

@@ -12,6 +12,8 @@ from kleinserve.engine.checkpoint import Layout, skeleton
 from kleinserve.errors import UnusableCheckpoint
 
 GIB = 1024**3
+# What torch's CPU allocator, the CUDA runtime and cuBLAS say, in errors of other types.
+_EXHAUSTED = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _WORK_BYTES = int(1.5 * GIB)  # activations of one 1024² step and decode in bfloat16
 _TEXT_WORK_BYTES = GIB // 2  # the hidden states of all of klein-4b's layers, of 7 prompts encoded together
 _LARGE_PARAMETERS = 1e9  # a model of fewer has activations as small as it
@@ -97,8 +99,9 @@ def process_bytes() -> dict[str, int]:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether `error` means that memory, the accelerator's or the machine's, did not suffice."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether `error` means that memory, the accelerator's or the machine's, did not suffice, whoever asked for it."""
+    is_said = any(words in str(error) for words in _EXHAUSTED)
+    return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -157,6 +157,7 @@ class Ends:
             job.decode_seconds += seconds
             if not job.drawing.needs_second:
                 self._queue.remove(job)
+                job.drawing.row = None  # the device's memory: a slow reader may keep the job for minutes
                 self._hands.picture(job, pictures[job])
         for job in [job for job in decoded if job.drawing.needs_second]:
             self._together(lambda some: self._second(some[0], pictures), [job])
