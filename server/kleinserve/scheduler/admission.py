@@ -1,7 +1,9 @@
 """Whether a deadline can be met beside what was admitted: a pure function. Knows no jobs, only their standings."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from kleinserve.scheduler import policy
 from kleinserve.scheduler.cost import Share
@@ -40,13 +42,17 @@ def lateness(claims: Sequence[Claim], mine: Claim, now: float, *, is_overlapping
     work that is under way for one that is due later. 0: nobody is late.
     """
 
+    ranked = sorted((*claims, mine), key=lambda claim: claim.standing.due)
+    dues = [claim.standing.due for claim in ranked]
+    longest = [*accumulate((claim.held for claim in reversed(ranked)), max, initial=0.0)][::-1]  # held of ranked[i:]
+
     def late(before: Share, job: Standing, deadline: float) -> float:
-        held = max((claim.held for claim in claims if claim.standing.due > job.due), default=0.0)
+        held = longest[bisect_right(dues, job.due)]
         needed = held + spent([before], is_overlapping=is_overlapping) + job.remaining
         return now + _SAFETY * needed - deadline
 
     worst, others, own = 0.0, Share(0.0, 0.0), Share(0.0, 0.0)
-    for claim in sorted((*claims, mine), key=lambda claim: claim.standing.due):
+    for claim in ranked:
         job = claim.standing
         if job.is_hopeless(now) and claim is not mine:
             continue  # the policy runs it last
