@@ -20,7 +20,7 @@ class Violation:
 
 def quoted(value: object) -> str:
     """The value as the message shows it, cut at 64 characters."""
-    text = repr(value)
+    text = repr(value[:VALUE_CHARACTERS_MAX] if isinstance(value, str) else value)
     return text if len(text) <= VALUE_CHARACTERS_MAX else text[: VALUE_CHARACTERS_MAX - 1] + "…"
 
 

@@ -5,9 +5,9 @@ import asyncio
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from klein.v1 import image_pb2_grpc
+from klein.v1 import image_pb2, image_pb2_grpc
 
-from tests.e2e.calls import generate, opened, refused
+from tests.e2e.calls import NARROW, generate, opened, refused, until
 from tests.e2e.conftest import Serving, served
 
 
@@ -45,6 +45,19 @@ async def test_a_deadline_that_can_be_met_is_met(serving: Serving) -> None:
         call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(), timeout=60)
         assert [event async for event in call][-1].HasField("completed")
     assert serving.counted('klein_deadline_total{outcome="met"}') >= 1
+
+
+async def test_a_deadline_that_passes_while_nobody_reads_is_missed(serving: Serving) -> None:
+    """A write that waits for the reader until the deadline is no cancellation."""
+    missed, cancelled = 'klein_deadline_total{outcome="missed"}', "klein_cancelled_total"
+    before, others = serving.counted(missed), serving.counted(cancelled)
+    async with opened(serving.target, *NARROW) as narrow:
+        raw = image_pb2.OutputOptions(format="IMAGE_FORMAT_RAW_RGBA")  # a megabyte, the window is 16 KiB
+        call = image_pb2_grpc.ImageServiceStub(narrow).Generate(generate(0, (512, 512), 1, output=raw), timeout=5)
+        await until(call, "image_header")
+        await serving.counts(missed, before + 1)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert serving.counted(cancelled) == others
 
 
 async def test_a_deadline_that_passes_ends_the_stream_before_the_caller_s_own_timer(

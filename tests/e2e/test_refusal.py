@@ -1,5 +1,9 @@
 """Refusals that no single field explains: many at once, the queue's bytes, gRPC's own."""
 
+import asyncio
+import struct
+import zlib
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -10,6 +14,8 @@ from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import Serving
 
 STATUS_BYTES_MAX = 4096
+MIB = 1024 * 1024
+EMPTY_CHUNK = struct.pack(">I4sI", 0, b"prVt", zlib.crc32(b"prVt"))  # of a PNG
 
 
 async def test_every_violation_in_one_answer(channel: grpc.aio.Channel) -> None:
@@ -36,13 +42,27 @@ async def test_every_violation_in_one_answer(channel: grpc.aio.Channel) -> None:
 
 
 async def test_thousands_of_violations(channel: grpc.aio.Channel) -> None:
-    """A request of nothing but unknown fields is refused in an answer under 4 KiB, too."""
+    """Unknown fields are named one by one or, where they are very many, by their bytes, in an answer under 4 KiB."""
     unknown = b"".join(bytes([0x80 | (i & 15) << 3, 0x08 | i >> 4, 0x00]) for i in range(2, 112))
-    request = image_pb2.GenerateRequest.FromString(unknown * 50)
-    call = image_pb2_grpc.ImageServiceStub(channel).Generate(request)
-    code, reason, _ = await refused(call)
-    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-    assert len(dict(await call.trailing_metadata())["grpc-status-details-bin"]) < STATUS_BYTES_MAX
+    for count, said in ((1, "unknown field;"), (50, f"{50 * len(unknown)} bytes of unknown fields;")):
+        request = image_pb2.GenerateRequest.FromString(unknown * count)
+        call = image_pb2_grpc.ImageServiceStub(channel).Generate(request)
+        code, reason, details = await refused(call)
+        assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert said in str(details["BadRequest"])
+        assert len(dict(await call.trailing_metadata())["grpc-status-details-bin"]) < STATUS_BYTES_MAX
+
+
+async def test_a_hostile_header_holds_nobody_up(serving: Serving, channel: grpc.aio.Channel) -> None:
+    """A file whose header takes Pillow seconds is read beside the streams: others are answered first."""
+    file = png()
+    file = file[:33] + EMPTY_CHUNK * (9 * MIB // len(EMPTY_CHUNK)) + file[33:]  # between the header and the pixels
+    hostile = asyncio.create_task(final(channel, edit([file] * 3, steps=1)))
+    async with opened(serving.target) as other:
+        await asyncio.sleep(0.2)  # it arrives first
+        await image_pb2_grpc.ImageServiceStub(other).GetCapabilities(image_pb2.GetCapabilitiesRequest())
+    assert not hostile.done()
+    await hostile
 
 
 @pytest.mark.parametrize(
@@ -90,6 +110,22 @@ async def test_queue_bytes(single: Serving) -> None:
         code, reason, details = await refused(stub.Edit(large))
         assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
         assert set(details) == {"ErrorInfo", "RetryInfo"}
+        running.cancel()
+        await until(waiting, "completed")
+
+
+async def test_queue_bytes_as_sent(single: Serving) -> None:
+    """What a waiting request's message holds counts, too: a file of 90 KB that is 16 KB of pixels."""
+    async with opened(single.target) as channel:
+        stub = image_pb2_grpc.ImageServiceStub(channel)
+        running = stub.Generate(generate(0, (256, 256), 50))
+        await until(running, "progress")
+        file = png()
+        padded = edit([file[:33] + EMPTY_CHUNK * 6000 + file[33:]], steps=1, priority="PRIORITY_BATCH")
+        waiting = stub.Edit(padded)
+        await until(waiting, "queued")
+        _, reason, _ = await refused(stub.Edit(padded))
+        assert reason == "QUEUE_FULL"
         running.cancel()
         await until(waiting, "completed")
 

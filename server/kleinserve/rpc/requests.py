@@ -5,8 +5,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from klein.v1 import image_pb2
@@ -37,6 +38,7 @@ GUIDANCE_MAX = 20.0
 CLIENT_TAG_BYTES_MAX = 128
 PREVIEW_EDGE_MIN, PREVIEW_EDGE_MAX = 16, 1024
 PREVIEW_BYTES_MAX = MIB
+_UNKNOWN_BYTES_MAX = 4096  # of unknown fields of one message that are named one by one
 _SEED_BITS = 53  # drawn seeds survive a double, as in JSON and JavaScript
 
 E = TypeVar("E", bound=Enum)
@@ -60,20 +62,9 @@ class Draft:
 
     def request(self, request_id: str, facts: ModelFacts, references: tuple[Reference, ...]) -> Request:
         """The request with its references decoded and its size known. Raises: InvalidField."""
-        default = references[0].pixels.size if references else facts.default_size
-        size = self.size or default
-        latent_bytes = size.tokens * facts.latent_channels * 2
-        if (
-            self.preview.format is PreviewFormat.LATENT
-            and not self.preview.disabled
-            and latent_bytes > PREVIEW_BYTES_MAX
-        ):
-            raise InvalidField(
-                Violation(
-                    "options.preview.format",
-                    f"LATENT previews of {size} are {latent_bytes} bytes; at most {PREVIEW_BYTES_MAX}",
-                )
-            )
+        size = self.size or (references[0].pixels.size if references else facts.default_size)
+        if self.preview.format is PreviewFormat.LATENT and (violations := tuple(_latent(size, facts))):
+            raise InvalidField(*violations)
         return Request(
             request_id=request_id,
             operation=self.operation,
@@ -93,21 +84,22 @@ class Draft:
 def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
     """A GenerateRequest or EditRequest as a draft. Raises: InvalidField with every violation."""
     assert isinstance(message, (image_pb2.GenerateRequest, image_pb2.EditRequest))
-    violations = list(unknown(message))
     prompt, options = message.prompt, message.options
+    given = message.references if isinstance(message, image_pb2.EditRequest) else None
+    is_counted = given is None or 1 <= len(given) <= REFERENCES_MAX
+    # Of references that are too many nothing but their number is looked at.
+    violations = list(unknown(message) if is_counted else unknown(options, "options."))
     size = len(prompt.encode())
     if not prompt.strip() or size > PROMPT_BYTES_MAX:
         said = "blank" if not prompt.strip() else f"{size} bytes"
         violations.append(Violation("prompt", f"{said}; 1 to {PROMPT_BYTES_MAX} bytes, not blank"))
-    references: tuple[bytes, ...] = ()
-    if isinstance(message, image_pb2.EditRequest):
-        references = tuple(reference.image for reference in message.references)
-        if not 1 <= len(references) <= REFERENCES_MAX:
-            violations.append(Violation("references", f"{len(references)} given; 1 to {REFERENCES_MAX}"))
+    if given is not None and not is_counted:
+        violations.append(Violation("references", f"{len(given)} given; 1 to {REFERENCES_MAX}"))
     violations += [*_size(options), *_sampling(options, facts, config), *_identity(options)]
-    violations += [*_output(options.output), *_preview(options)]
+    violations += [*_output(options.output), *_preview(options, facts)]
     if violations:
         raise InvalidField(*violations)
+    references = tuple(reference.image for reference in given or ())
     scale = options.guidance_scale if options.HasField("guidance_scale") else facts.default_guidance_scale
     preview = options.preview
     return Draft(
@@ -136,19 +128,39 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
 
 
 def unknown(message: Message, path: str = "") -> Iterator[Violation]:
-    """Every field and enum number of `message`, nested ones too, that the contract does not have."""
+    """Every field and enum number of `message`, nested ones too, that the contract does not have.
+
+    Where they are so many that to list them would hold up others, one violation says how many bytes they are.
+    """
+    items = list(_items(message, path))
+    surplus = message.ByteSize() - sum(_wire_bytes_max(item) for _, _, item in items)
+    if surplus > _UNKNOWN_BYTES_MAX:
+        yield Violation(f"{path}#", f"{surplus} bytes of unknown fields; this server cannot honour them")
+        return
     for field in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its types lack __iter__
         yield Violation(f"{path}#{field.field_number}", "unknown field; this server cannot honour it")
+    for at, descriptor, item in items:
+        if descriptor.type == descriptor.TYPE_MESSAGE:
+            yield from unknown(item, f"{at}.")
+        elif descriptor.enum_type is not None and item not in descriptor.enum_type.values_by_number:
+            allowed = ", ".join(v.name for v in descriptor.enum_type.values)
+            yield Violation(at, f"{item} is not a value of {descriptor.enum_type.name}; one of {allowed}")
+
+
+def _items(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
+    """Path, descriptor and value of each field that is set; of a repeated one, of each element."""
     for descriptor, value in message.ListFields():
-        where = f"{path}{descriptor.name}"
-        values = enumerate(value) if descriptor.is_repeated else [(None, value)]
-        for index, item in values:
-            at = where if index is None else f"{where}[{index}]"
-            if descriptor.type == descriptor.TYPE_MESSAGE:
-                yield from unknown(item, f"{at}.")
-            elif descriptor.enum_type is not None and item not in descriptor.enum_type.values_by_number:
-                allowed = ", ".join(v.name for v in descriptor.enum_type.values)
-                yield Violation(at, f"{item} is not a value of {descriptor.enum_type.name}; one of {allowed}")
+        if descriptor.is_repeated:
+            yield from ((f"{path}{descriptor.name}[{index}]", descriptor, item) for index, item in enumerate(value))
+        else:
+            yield f"{path}{descriptor.name}", descriptor, value
+
+
+def _wire_bytes_max(value: object) -> int:
+    """At most what a field takes in a message, its tag and length included."""
+    if isinstance(value, Message):
+        return 16 + value.ByteSize()
+    return 16 + (len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else 0)
 
 
 def _size(options: image_pb2.ImageOptions) -> Iterator[Violation]:
@@ -210,7 +222,7 @@ def _output(output: image_pb2.OutputOptions) -> Iterator[Violation]:
         yield Violation("options.output.format", text)
 
 
-def _preview(options: image_pb2.ImageOptions) -> Iterator[Violation]:
+def _preview(options: image_pb2.ImageOptions, facts: ModelFacts) -> Iterator[Violation]:
     preview = options.preview
     if preview.disabled and (preview.every_n_steps or preview.max_edge or preview.format):
         yield Violation("options.preview.disabled", "true with other preview fields set; leave them out")
@@ -222,10 +234,20 @@ def _preview(options: image_pb2.ImageOptions) -> Iterator[Violation]:
             "options.preview.max_edge",
             f"{preview.max_edge}; {PREVIEW_EDGE_MIN} to {PREVIEW_EDGE_MAX}, or 0 for the preview's own size",
         )
+    if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and not preview.disabled:
+        yield from _latent(Size(options.width, options.height), facts)
     if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and preview.max_edge:
         text = f"max_edge {preview.max_edge} with LATENT, which is never scaled"
         yield Violation("options.preview.max_edge", text)
         yield Violation("options.preview.format", text)
+
+
+def _latent(size: Size, facts: ModelFacts) -> Iterator[Violation]:
+    held = size.tokens * facts.latent_channels * 2  # float16
+    if held > PREVIEW_BYTES_MAX:
+        text = f"LATENT previews of {size} are {held} bytes; at most {PREVIEW_BYTES_MAX}"
+        for field in ("width", "height", "preview.format"):
+            yield Violation(f"options.{field}", text)
 
 
 def _enum(kind: type[E], number: int, name: Callable[[int], str], default: E) -> E:

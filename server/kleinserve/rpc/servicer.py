@@ -12,10 +12,9 @@ from google.protobuf.message import Message
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 from kleinserve import __version__
-from kleinserve.codec import reference
 from kleinserve.config import Config
-from kleinserve.core import EDGE_MULTIPLE, Event, ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
-from kleinserve.errors import Cancelled, Internal, KleinError, NotImplementedHere, ReaderStalled
+from kleinserve.core import EDGE_MULTIPLE, Accepted, Event, ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
+from kleinserve.errors import Cancelled, DeadlinePassed, Internal, KleinError, NotImplementedHere, ReaderStalled
 from kleinserve.metrics import Metrics
 from kleinserve.rpc import events, requests
 from kleinserve.rpc.answer import refuse
@@ -68,7 +67,9 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         except KleinError as refused:
             error = refused
         except (asyncio.CancelledError, grpc.aio.InternalError):
-            error = Cancelled("the caller went away")  # InternalError: it did so while a write was blocked
+            # The caller went away; InternalError: while a write was blocked. gRPC ends a deadline in the same way.
+            is_late = stream.deadline is not None and time.monotonic() >= stream.deadline
+            error = DeadlinePassed("the deadline passed") if is_late else Cancelled("the caller went away")
         except Exception:
             log.exception("request failed", request_id=request_id)
             error = Internal(f"internal error, request {request_id}")
@@ -95,21 +96,23 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
 
     async def _stream(self, stream: "_Stream", message: Message, context: Context) -> None:
         self._scheduler.check(0)
-        draft = requests.draft(message, self._facts, self._config)
-        for index, data in enumerate(draft.references):
-            limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
-            reference.check(index, data, **limits)
         remaining = context.time_remaining()
-        deadline = None
         if remaining is not None:
             margin = min(self._config.deadline_margin_seconds, _MARGIN_SHARE * remaining)
-            deadline = time.monotonic() + remaining - margin
-        stream.job, accepted = await self._scheduler.admitted(
-            draft.references, partial(draft.request, stream.request_id, self._facts), deadline
-        )
+            stream.deadline = time.monotonic() + remaining - margin
+        job, accepted = await self._admitted(stream, message)
         await context.send_initial_metadata((("klein-request-id", stream.request_id),))
-        async for happened in stream.job.events(accepted, self._config.chunk_bytes):
+        async for happened in job.events(accepted, self._config.chunk_bytes):
             await stream.write(context, happened)
+
+    async def _admitted(self, stream: "_Stream", message: Message) -> tuple[Job, Accepted]:
+        """The message's job. What copies of its references were needed goes with this frame."""
+        draft = requests.draft(message, self._facts, self._config)
+        request = partial(draft.request, stream.request_id, self._facts)
+        stream.job, accepted = await self._scheduler.admitted(
+            draft.references, request, stream.deadline, message.ByteSize()
+        )
+        return stream.job, accepted
 
     def _log(
         self, stream: "_Stream", operation: Operation, code: str, reason: str, seconds: float, context: Context
@@ -149,6 +152,7 @@ class _Stream:
     def __init__(self, scheduler: Scheduler, config: Config, metrics: Metrics, request_id: str):
         self.request_id = request_id
         self.job: Job | None = None
+        self.deadline: float | None = None  # monotonic seconds
         self._metrics, self._stall_seconds = metrics, config.reader_stall_seconds
         self._sequence = 0
 

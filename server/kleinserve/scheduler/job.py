@@ -57,7 +57,10 @@ class Stage(Enum):
 
 
 class Job:
-    """One admitted request. `deadline`: monotonic seconds or None. `on_commit` makes the image billable."""
+    """One admitted request. `on_commit` makes the image billable.
+
+    `deadline`: monotonic seconds or None. `message_bytes`: of the request as it came, which gRPC keeps until its end.
+    """
 
     def __init__(
         self,
@@ -66,11 +69,12 @@ class Job:
         load: Load,
         usage: Usage,
         deadline: float | None,
+        message_bytes: int,
         on_commit: Callable[["Job"], None],
     ):
         self.request, self.drawing, self.usage, self.deadline = request, drawing, usage, deadline
         self.load = load
-        self.held_bytes = len(request.prompt) + sum(len(r.pixels.data) for r in request.references)
+        self.held_bytes = message_bytes + sum(len(r.pixels.data) for r in request.references)
         self.stage = Stage.WAITING
         self.is_gone = False  # read by the engine thread at every step boundary
         self.submitted = time.monotonic()

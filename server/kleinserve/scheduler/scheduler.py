@@ -122,17 +122,20 @@ class Scheduler:
         self._queue.check(held_bytes, self._busy_seconds)
 
     async def admitted(
-        self, encoded: Sequence[bytes], request: Callable[[tuple[Reference, ...]], Request], deadline: float | None
+        self,
+        encoded: Sequence[bytes],
+        request: Callable[[tuple[Reference, ...]], Request],
+        deadline: float | None,
+        message_bytes: int,
     ) -> tuple[Job, Accepted]:
         """Decode the references of a request and admit it, holding its place meanwhile.
 
         Raises: a RefusedReference, InvalidField, and what `check` and `submit` raise.
         """
-        held_bytes = sum(map(len, encoded))
-        self.check(held_bytes)
-        with self._queue.reserved(held_bytes):
-            references = await self.decode(encoded)
-            return await self.submit(request(references), deadline, held_bytes)
+        self.check(message_bytes)
+        with self._queue.reserved(message_bytes):
+            references = await self.decode(encoded) if encoded else ()
+            return await self.submit(request(references), deadline, message_bytes)
 
     def _busy_seconds(self) -> float:
         """Seconds until everything that is admitted now is done."""
@@ -141,8 +144,16 @@ class Scheduler:
         )
 
     async def decode(self, references: Sequence[bytes]) -> tuple[Reference, ...]:
-        """The references as the model sees them, decoded in the pool. Raises: the first one's RefusedReference."""
+        """The references as the model sees them, all checked and then decoded in the pool.
+
+        Raises: the first one's RefusedReference.
+        """
         keep_alpha = self._engine.facts.has_native_alpha
+        limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
+
+        def check() -> None:  # a hostile header takes Pillow seconds
+            for index, data in enumerate(references):
+                reference.check(index, data, **limits)
 
         def one(index: int, data: bytes) -> Reference:
             pixels = reference.decode(index, data, keep_alpha=keep_alpha)
@@ -150,21 +161,22 @@ class Scheduler:
             return Reference(pixels, digest)
 
         pooled, spawn = self._delivery.pooled, self._loop.create_task
+        await pooled(check)
         decoding = [spawn(pooled(one, index, data)) for index, data in enumerate(references)]
         await asyncio.gather(*decoding, return_exceptions=True)  # of two errors not the earlier one is told
         return tuple(task.result() for task in decoding)
 
-    async def submit(self, request: Request, deadline: float | None, reserved_bytes: int) -> tuple[Job, Accepted]:
-        """Admit a request; `deadline` in monotonic seconds, `reserved_bytes` what the queue holds for it.
+    async def submit(self, request: Request, deadline: float | None, message_bytes: int) -> tuple[Job, Accepted]:
+        """Admit a request; `deadline` in monotonic seconds, `message_bytes` what the queue has reserved for it.
 
         Raises: Draining, QueueFull, DeadlinePassed, DeadlineUnreachable, DeadlineImpossible.
         """
         drawing = await self._delivery.pooled(self._engine.drawing, request)
         usage = price.usage(request.size, request.reference_sizes, self._price, billable=True)
-        job = Job(request, drawing, load_of(self._engine, drawing), usage, deadline, self._committed)
+        job = Job(request, drawing, load_of(self._engine, drawing), usage, deadline, message_bytes, self._committed)
         if self.state is not State.READY:
             raise Draining()
-        self._queue.check(job.held_bytes, self._busy_seconds, reserved_bytes)
+        self._queue.check(job.held_bytes, self._busy_seconds, message_bytes)
         wait = self._admitted(job)
         accepted = Accepted(
             seed=request.seed,
