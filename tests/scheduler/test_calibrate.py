@@ -1,6 +1,7 @@
 """Calibration on the real engine and mini."""
 
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from kleinserve.core import Operation, Request, Size
 from kleinserve.engine import checkpoint
 from kleinserve.engine.engine import Engine
 from kleinserve.scheduler.calibrate import calibrated, measure
-from kleinserve.scheduler.cost import STAGES
+from kleinserve.scheduler.cost import STAGES, Cost
 from kleinserve.scheduler.job import load_of
 
 
@@ -19,22 +20,32 @@ def engine() -> Engine:
     return Engine(checkpoint.find("mini"), load({"threads": 1}))
 
 
+ATTEMPTS = 3  # another process may take the machine for as long as one attempt, hardly for three
+
+
+def lone_seconds(engine: Engine, cost: Cost, prompt: str) -> tuple[float, float]:
+    """What a 192² request, a size that was not measured, is predicted to take, and what it takes."""
+    drawing = engine.drawing(Request("x", Operation.GENERATE, prompt, (), Size(192, 192), 0, 4, 1.0))
+    predicted = cost.idle(load_of(engine, drawing), 4)
+    started = time.perf_counter()
+    engine.begin([drawing])
+    while not drawing.is_denoised:
+        engine.step([drawing])
+    engine.decode([drawing])
+    return predicted, time.perf_counter() - started
+
+
 def test_it_predicts_a_lone_request(engine: Engine) -> None:
-    """The prediction of a 192² request, a size that was not measured, is within a factor of two of what it takes."""
-    cost = measure(engine)
-    request = Request("x", Operation.GENERATE, "a prompt of its own", (), Size(192, 192), 0, 4, 1.0)
-    seconds = []
-    for attempt in range(3):
-        started = time.perf_counter()
-        drawing = engine.drawing(Request(**(vars(request) | {"prompt": f"{request.prompt} {attempt}"})))
-        predicted = cost.idle(load_of(engine, drawing), 4)
-        engine.begin([drawing])
-        while not drawing.is_denoised:
-            engine.step([drawing])
-        engine.decode([drawing])
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) / 2 < predicted < 2 * max(seconds)
-    assert cost.saturating_tokens(engine.work_per_token) > 0
+    """The prediction is within a factor of two of what the request takes."""
+    ratios = []
+    for attempt in range(ATTEMPTS):
+        cost = measure(engine)
+        assert cost.saturating_tokens(engine.work_per_token) > 0
+        tried = [lone_seconds(engine, cost, f"a prompt of its own {attempt} {i}") for i in range(3)]
+        ratios.append(statistics.median(predicted / seconds for predicted, seconds in tried))
+        if 0.5 < ratios[-1] < 2:
+            return
+    raise AssertionError(f"predicted by taken: {ratios}")
 
 
 def test_it_ends_in_time_and_learns_from_one_image_at_least(engine: Engine) -> None:
