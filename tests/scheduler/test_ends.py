@@ -13,7 +13,7 @@ from kleinserve.engine.drawing import Drawing
 from kleinserve.engine.engine import Engine
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import Cost
-from kleinserve.scheduler.ends import Ends
+from kleinserve.scheduler.ends import Broken, Ends
 from kleinserve.scheduler.job import Job, load_of
 from kleinserve.scheduler.outlook import Outlook
 from kleinserve.scheduler.policy import Turns
@@ -136,3 +136,17 @@ def test_what_finds_no_memory_beside_long_work_is_done_after_it(
     assert tries == [[large.drawing], [small.drawing]]  # nor is it tried again before the large one is done
     beside.work(small)
     assert beside.finished == [large, small]
+
+
+def test_a_defect_in_a_pause_is_not_blamed_on_the_interrupted(beside: Beside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails outside of any request's work ends the thread, whether or not it interrupts other work."""
+    large = beside.put("large", 256, is_denoised=True)
+    beside.put("small", 64, is_denoised=True)
+
+    def broken(*_: object) -> None:
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Metrics, "ran", broken)
+    with pytest.raises(Broken):
+        beside.work(large)
+    assert beside.failed == []

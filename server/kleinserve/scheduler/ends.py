@@ -25,6 +25,10 @@ class Cramped(BaseException):
     """Memory did not suffice beside the work that was interrupted. Not an Exception: no request has failed."""
 
 
+class Broken(BaseException):
+    """A defect of ours in the middle of other work, which is not to be blamed: it ends the thread, as it does alone."""
+
+
 class Held(NamedTuple):
     """Work at hand, since when by the clock that stands still in its pauses."""
 
@@ -103,6 +107,8 @@ class Ends:
             except Cramped:
                 memory.release()
                 self._is_cramped = True  # until the outermost work is done
+            except Exception as error:
+                raise Broken from error
             finally:
                 self._queue.release(jobs)
 
