@@ -47,7 +47,7 @@ class Config(BaseSettings):
     reference_cache_bytes_max: Annotated[int, Field(ge=0)] = 256 * MIB
 
     queue_requests_max: Count = 256
-    queue_bytes_max: Count = 1024 * MIB  # requests and their decoded references
+    queue_bytes_max: Count = 1024 * MIB  # of waiting requests, as sent and with their references decoded
     request_bytes_max: Count = 44 * MIB  # gRPC's receive limit: 4 references of 10 MiB and room to spare
     max_steps: Count = 50
     chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = MIB  # every language's default message limit is 4 MiB
