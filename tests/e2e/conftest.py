@@ -18,6 +18,8 @@ import pytest
 
 from tests.e2e.calls import opened
 
+ENDLESS = 5000  # steps
+
 
 @dataclass(frozen=True)
 class Serving:
@@ -102,8 +104,12 @@ def faulty() -> Iterator[Serving]:
 
 @pytest.fixture(scope="session")
 def single() -> Iterator[Serving]:
-    """A server that steps one request at a time, so that the others wait, and whose queue holds few bytes."""
-    with served(KLEINSERVE_STEP_TOKENS_MAX="1", KLEINSERVE_QUEUE_BYTES_MAX="100000") as server:
+    """A server that steps one request at a time, so that the others wait, and whose queue holds few bytes.
+
+    Its requests may have so many steps that none ends by itself during a test.
+    """
+    settings = {"STEP_TOKENS_MAX": "1", "QUEUE_BYTES_MAX": "100000", "MAX_STEPS": str(ENDLESS)}
+    with served(**{f"KLEINSERVE_{name}": value for name, value in settings.items()}) as server:
         yield server
 
 

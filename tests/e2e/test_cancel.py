@@ -7,7 +7,7 @@ import pytest
 from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import NARROW, NONE, final, generate, opened, until
-from tests.e2e.conftest import Serving
+from tests.e2e.conftest import ENDLESS, Serving
 
 CANCELLED = 'klein_requests_total{code="CANCELLED",operation="generate",reason="CANCELLED"}'
 
@@ -30,10 +30,11 @@ async def test_in_the_queue_and_in_a_step(single: Serving, stub: image_pb2_grpc.
     def more() -> list[float]:
         return [single.counted(name) - base for name, base in zip(names, before, strict=True)]
 
-    running = stub.Generate(generate(0, (256, 256), 50))
+    running = stub.Generate(generate(0, (256, 256), ENDLESS))
     await until(running, "progress")
-    first, second = (stub.Generate(generate(seed, (128, 128), priority="PRIORITY_BATCH")) for seed in (1, 2))
+    first = stub.Generate(generate(1, (128, 128), priority="PRIORITY_BATCH"))
     assert (await until(first, "queued")).queued.position == 0
+    second = stub.Generate(generate(2, (128, 128), priority="PRIORITY_BATCH"))
     assert (await until(second, "queued")).queued.position == 1
     assert single.counted('klein_queue_depth{priority="batch"}') == 2
     first.cancel()
@@ -53,7 +54,7 @@ async def test_vanished(single: Serving) -> None:
     """A caller whose connection closes without a word is a cancelled one."""
     before = single.counted(where("step"))
     async with opened(single.target, ("grpc.use_local_subchannel_pool", 1)) as channel:
-        call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 50))
+        call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), ENDLESS))
         await until(call, "progress")
     await single.counts(where("step"), before + 1)
     await single.counts("klein_running_requests", 0)

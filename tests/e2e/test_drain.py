@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import time
 
 import grpc
 import pytest
@@ -10,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from klein.v1 import image_pb2_grpc
 
 from tests.e2e.calls import NARROW, final, generate, opened, refused, until
-from tests.e2e.conftest import served
+from tests.e2e.conftest import ENDLESS, served
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -25,12 +24,12 @@ async def watched(channel: grpc.aio.Channel) -> None:
 async def test_notice_and_grace() -> None:
     """From SIGINT on probes fail; requests are taken for the notice; what the grace does not suffice for ends."""
     settings = {"KLEINSERVE_DRAIN_NOTICE_SECONDS": "2", "KLEINSERVE_DRAIN_GRACE_SECONDS": "0.3"}
-    with served(KLEINSERVE_MAX_STEPS="5000", **settings) as server:
+    with served(KLEINSERVE_MAX_STEPS=str(ENDLESS), **settings) as server:
         async with opened(server.target) as channel, opened(server.target, *NARROW) as narrow:
-            ahead = generate(0, (256, 256), 5000, priority="PRIORITY_INTERACTIVE")
-            running = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 5000))
-            unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(ahead)
+            ahead = generate(0, (256, 256), ENDLESS, priority="PRIORITY_INTERACTIVE")
+            running = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), ENDLESS))
             await until(running, "progress")
+            unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(ahead)
             await until(unread, "started")
             server.process.send_signal(signal.SIGINT)
             await watched(channel)
@@ -45,16 +44,14 @@ async def test_notice_and_grace() -> None:
 
 async def test_second_signal() -> None:
     """A second signal ends a draining server at once; its callers see a lost connection."""
-    with served() as server:
+    with served(KLEINSERVE_MAX_STEPS=str(ENDLESS)) as server:
         async with opened(server.target) as channel:
-            call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), 50))
+            call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), ENDLESS))
             await until(call, "progress")
             server.process.send_signal(signal.SIGINT)
             await watched(channel)
-            started = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(server.process.wait, 30) == 128 + signal.SIGTERM
-            assert time.monotonic() - started < 2
+            assert await asyncio.to_thread(server.process.wait, 25) == 128 + signal.SIGTERM  # the grace is 30 s
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await until(call, "completed")
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -7,19 +7,17 @@ import grpc
 from klein.v1 import image_pb2_grpc
 
 from tests.e2e.calls import final, generate, opened, until
-from tests.e2e.conftest import Serving
+from tests.e2e.conftest import ENDLESS, Serving
 
 
 async def test_a_small_request_overtakes_a_large_one_that_is_running(serving: Serving) -> None:
     """A 64² request is answered between two steps of a long 256² one, which then goes on to its own image."""
     async with opened(serving.target) as channel:
-        stub = image_pb2_grpc.ImageServiceStub(channel)
-        large = stub.Generate(generate(0, (256, 256), 50))
-        await until(large, "progress")
+        large = asyncio.create_task(final(channel, generate(0, (256, 256), 50)))
+        await serving.counts("klein_running_requests", 1)
         await final(channel, generate(1))
         assert not large.done()
-        assert (await until(large, "progress")).progress.step < 50
-        await until(large, "completed")
+        await large
 
 
 async def test_a_small_request_overtakes_a_large_one_that_is_being_decoded(serving: Serving) -> None:
@@ -43,7 +41,7 @@ async def test_batch_work_waits_for_interactive_work(single: Serving) -> None:
     """Of requests of one size that come together, interactive ones finish first and batch ones last."""
     async with opened(single.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        busy = stub.Generate(generate(9, (256, 256), 20, priority="PRIORITY_INTERACTIVE"))
+        busy = stub.Generate(generate(9, (256, 256), ENDLESS, priority="PRIORITY_INTERACTIVE"))
         await until(busy, "progress")
 
         async def finished(priority: str, seed: int) -> tuple[float, str]:
@@ -51,16 +49,18 @@ async def test_batch_work_waits_for_interactive_work(single: Serving) -> None:
             return time.monotonic(), priority
 
         names = ["PRIORITY_BATCH", "PRIORITY_STANDARD", "PRIORITY_INTERACTIVE"]
-        ends = await asyncio.gather(*(finished(name, seed) for seed, name in enumerate(names)))
-        assert [priority for _, priority in sorted(ends)] == names[::-1]
-        await until(busy, "completed")
+        ends = [asyncio.create_task(finished(name, seed)) for seed, name in enumerate(names)]
+        await ends[2]  # it overtakes the long one, too
+        await single.counts("klein_queue_depth", 2)
+        busy.cancel()
+        assert [priority for _, priority in sorted(await asyncio.gather(*ends))] == names[::-1]
 
 
 async def test_positions_follow_the_order(single: Serving) -> None:
     """A waiting request learns that it moved back when a shorter one comes, and forward when that one has gone."""
     async with opened(single.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        busy = stub.Generate(generate(0, (256, 256), 50, priority="PRIORITY_INTERACTIVE"))
+        busy = stub.Generate(generate(0, (256, 256), ENDLESS, priority="PRIORITY_INTERACTIVE"))
         await until(busy, "progress")
         long = stub.Generate(generate(1, (256, 256), 20))
         assert (await until(long, "queued")).queued.position == 0

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import edit, final, generate, opened, png, refused, until
-from tests.e2e.conftest import Serving
+from tests.e2e.conftest import ENDLESS, Serving
 
 STATUS_BYTES_MAX = 4096
 MIB = 1024 * 1024
@@ -103,7 +103,7 @@ async def test_queue_bytes(single: Serving) -> None:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         large = edit([png(256, 256)], width=64, height=64, steps=1)  # 1 KB of PNG, 262,144 bytes of RGBA
         await final(channel, large)
-        running = stub.Generate(generate(0, (256, 256), 50))
+        running = stub.Generate(generate(0, (256, 256), ENDLESS))
         await until(running, "progress")
         waiting = stub.Generate(generate(0, (128, 128), priority="PRIORITY_BATCH"))
         await until(waiting, "queued")
@@ -118,7 +118,7 @@ async def test_queue_bytes_as_sent(single: Serving) -> None:
     """What a waiting request's message holds counts, too: a file of 90 KB that is 16 KB of pixels."""
     async with opened(single.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
-        running = stub.Generate(generate(0, (256, 256), 50))
+        running = stub.Generate(generate(0, (256, 256), ENDLESS))
         await until(running, "progress")
         file = png()
         padded = edit([file[:33] + EMPTY_CHUNK * 6000 + file[33:]], steps=1, priority="PRIORITY_BATCH")

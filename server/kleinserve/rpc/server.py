@@ -39,6 +39,7 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
 
     Raises: OSError, one line with the address, where a port is taken.
     """
+    _on_signals(_exit)  # until it is warm nothing is admitted that could be lost
     metrics = Metrics()
     facts = engine.facts
     metrics.built(__version__, facts.name, facts.device, facts.dtype)
@@ -63,7 +64,6 @@ async def serve(engine: Engine, config: Config, announce: Callable[[str], None])
     server = _grpc_server(config, ImageServicer(scheduler, facts, config, metrics), healthy, metrics)
     port = await _bound(server, config)
     await server.start()  # bound before the warm-up: early requests get NOT_READY
-    _on_signals(_exit)  # nothing is admitted yet that could be lost
     await scheduler.start()
     _on_signals(lambda number: _drain(stopping))
     announce(f"serving on {config.host}:{port}, metrics on {config.host}:{web.port}")

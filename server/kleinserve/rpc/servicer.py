@@ -13,7 +13,17 @@ from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 from kleinserve import __version__
 from kleinserve.config import Config
-from kleinserve.core import EDGE_MULTIPLE, Accepted, Event, ImageFormat, ModelFacts, Operation, Preview, PreviewFormat
+from kleinserve.core import (
+    EDGE_MULTIPLE,
+    Accepted,
+    Completed,
+    Event,
+    ImageFormat,
+    ModelFacts,
+    Operation,
+    Preview,
+    PreviewFormat,
+)
 from kleinserve.errors import Cancelled, DeadlinePassed, Internal, KleinError, NotImplementedHere, ReaderStalled
 from kleinserve.metrics import Metrics
 from kleinserve.rpc import events, requests
@@ -69,7 +79,8 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         except (asyncio.CancelledError, grpc.aio.InternalError):
             # The caller went away; InternalError: while a write was blocked. gRPC ends a deadline in the same way.
             is_late = stream.deadline is not None and time.monotonic() >= stream.deadline
-            error = DeadlinePassed("the deadline passed") if is_late else Cancelled("the caller went away")
+            if not stream.is_complete:
+                error = DeadlinePassed("the deadline passed") if is_late else Cancelled("the caller went away")
         except Exception:
             log.exception("request failed", request_id=request_id)
             error = Internal(f"internal error, request {request_id}")
@@ -153,6 +164,7 @@ class _Stream:
         self.request_id = request_id
         self.job: Job | None = None
         self.deadline: float | None = None  # monotonic seconds
+        self.is_complete = False  # nothing is left but for the reader to go
         self._metrics, self._stall_seconds = metrics, config.reader_stall_seconds
         self._sequence = 0
 
@@ -161,6 +173,7 @@ class _Stream:
         assert self.job is not None
         message = events.event(happened, self.request_id, self._sequence, self.job.request.client_tag)
         self._sequence += 1
+        self.is_complete = isinstance(happened, Completed)
         try:
             async with asyncio.timeout(self._stall_seconds):
                 await context.write(message)

@@ -55,23 +55,28 @@ def measure(engine: Engine, seconds_max: float = _SECONDS_MAX) -> Cost:
     started = time.perf_counter()
     rounds = [(size, count) for size in _sizes(engine) for count in (1, 4)]
     fastest: dict[tuple[Size, int], dict[str, tuple[float, float]]] = {}
+    taken: dict[tuple[Size, int], float] = {}
     seconds = 0.0
-    for number, (size, count) in enumerate([rounds[0], *(twice for once in rounds for twice in (once, once))]):
+    # The very first is cold. Each comes twice, long after itself: a machine that slows down meanwhile disturbs but one.
+    for number, once in enumerate([rounds[0], *rounds, *rounds]):
+        is_again = number > len(rounds)
+        if is_again and once not in fastest:
+            continue
         left = seconds_max - (time.perf_counter() - started)
-        if number and 4 * seconds > left:  # the next one is at most four times as large
+        if number and (taken[once] if is_again else 4 * seconds) > left:  # the next one is at most four times as large
             break
         begun = time.perf_counter()
         try:
-            found = _measured(engine, size, count, 2 if number else 1, f"calibration {number}")
+            found = _measured(engine, *once, 2 if number else 1, f"calibration {number}")
         except Exception as error:
             if not fastest or not memory.is_exhausted(error):
                 raise
             memory.release()  # so many at once need not fit
-            break
-        seconds = time.perf_counter() - begun
-        if number > 1:  # the very first was cold; of two the faster was disturbed less
-            found = {stage: min(point, fastest.get((size, count), found)[stage]) for stage, point in found.items()}
-        fastest[size, count] = found
+            continue
+        taken[once] = seconds = time.perf_counter() - begun
+        if is_again:
+            found = {stage: min(point, fastest[once][stage]) for stage, point in found.items()}
+        fastest[once] = found
     points = {stage: [found[stage] for found in fastest.values()] for stage in STAGES}
     return Cost({stage: Line.through(points[stage]) for stage in STAGES}, is_calibrated=True)
 
