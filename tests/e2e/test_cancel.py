@@ -74,3 +74,15 @@ async def test_in_delivery(faulty: Serving) -> None:
         await final(channel, generate())
     assert faulty.counted(where("delivery")) == before + 1
     assert faulty.counted("klein_cost_microusd_total") == paid + 14_000
+
+
+async def test_after_completed(single: Serving, stub: image_pb2_grpc.ImageServiceStub) -> None:
+    """Who goes away with the whole answer was served: nobody is counted as cancelled who has paid."""
+    served = 'klein_requests_total{code="OK",operation="generate",reason=""}'
+    before, cancelled = single.counted(served), single.counted(CANCELLED)
+    for seed in range(30):
+        call = stub.Generate(generate(seed, steps=1, preview=NONE))
+        await until(call, "completed")
+        call.cancel()
+    await single.counts(served, before + 30)
+    assert single.counted(CANCELLED) == cancelled
