@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("command", choices=("all", "vae", "decoder", "flow", "export", "score", "sheet", "unpack"))
     parser.add_argument("--vae-seconds", type=float, default=1350)
     parser.add_argument("--decoder-seconds", type=float, default=1200)
-    parser.add_argument("--flow-seconds", type=float, default=18_500)
+    parser.add_argument("--flow-seconds", type=float, default=25_000)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=96, help="pictures per row of the score")
     parser.add_argument("--quick", action="store_true", help="score at 128² and 4 steps only")

@@ -90,9 +90,10 @@ def placed(noun: Noun, place: str, radius: float, size_px: tuple[int, int], rand
     return fitted(thing, *size_px)
 
 
-def generate(random: Random, size_px: tuple[int, int]) -> Example:
+def generate(random: Random, size_px: tuple[int, int], glyph_share: float = 0.15) -> Example:
     """One thing somewhere on some background."""
-    noun = Noun(pick_outline(random), pick_colour(random), random.choice(("small", "medium", "medium", "large")))
+    size = ("small", "medium", "medium", "large")
+    noun = Noun(pick_outline(random, glyph_share), pick_colour(random), random.choice(size))
     place = random.choice([*PLACES, "center"])
     place_words = random.choice(PLACE_WORDS[place])
     words = noun_words(random, noun)

@@ -1,18 +1,20 @@
 """Which examples are drawn how often, and which are kept for scoring. Knows the kinds, not how they look."""
 
 import zlib
+from functools import partial
 from random import Random
 
 from training import captions, edits
 from training.requests import Example
 
-ALONE = {"generate": 0.72, "pair": 0.28}
+ALONE = {"generate": 0.40, "glyph": 0.40, "pair": 0.20}
 ONE = {"colour": 1.2, "background": 0.4, "cutout": 0.4, "shape": 2.2, "move": 1.6, "size": 2.0}
 TWO = {"beside": 0.8, "transfer": 0.2}
 SOLID = ("circle", "square", "triangle", "diamond", "heart")  # learned early: of these fewer are trained on
 SOLID_SHARE = 0.35
 MAKERS = {
     "generate": captions.generate,
+    "glyph": partial(captions.generate, glyph_share=1.0),
     "pair": captions.pair,
     "beside": edits.beside,
     "transfer": edits.transfer,

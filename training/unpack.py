@@ -8,7 +8,7 @@ from diffusers import Flux2KleinPipeline
 from training.flow import Drawer
 from training.optimiser import Average
 
-SPENT_SECONDS = 12_000.0  # counted as spent, so that a run of at most 15,000 in all goes straight to the last stage
+SPENT_SECONDS = 12_000.0  # counted as spent, so that a run of at most 15,000 in all is in the last two stages
 
 
 def unpack(checkpoint: Path, runs: Path) -> None:
