@@ -144,24 +144,20 @@ class Scheduler:
         )
 
     async def decode(self, references: Sequence[bytes]) -> tuple[Reference, ...]:
-        """The references as the model sees them, all checked and then decoded in the pool.
+        """The references as the model sees them. In the pool, the check too: a hostile header takes Pillow seconds.
 
         Raises: the first one's RefusedReference.
         """
         keep_alpha = self._engine.facts.has_native_alpha
         limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
 
-        def check() -> None:  # a hostile header takes Pillow seconds
-            for index, data in enumerate(references):
-                reference.check(index, data, **limits)
-
         def one(index: int, data: bytes) -> Reference:
+            reference.check(index, data, **limits)
             pixels = reference.decode(index, data, keep_alpha=keep_alpha)
             digest = hashlib.sha256(f"{pixels.size}/{pixels.channels}/".encode() + pixels.data).digest()
             return Reference(pixels, digest)
 
         pooled, spawn = self._delivery.pooled, self._loop.create_task
-        await pooled(check)
         decoding = [spawn(pooled(one, index, data)) for index, data in enumerate(references)]
         await asyncio.gather(*decoding, return_exceptions=True)  # of two errors not the earlier one is told
         return tuple(task.result() for task in decoding)
