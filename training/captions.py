@@ -92,8 +92,8 @@ def placed(noun: Noun, place: str, radius: float, size_px: tuple[int, int], rand
 
 def generate(random: Random, size_px: tuple[int, int], glyph_share: float = 0.15) -> Example:
     """One thing somewhere on some background."""
-    size = ("small", "medium", "medium", "large")
-    noun = Noun(pick_outline(random, glyph_share), pick_colour(random), random.choice(size))
+    sizes = ("small", "medium", "medium", "large")
+    noun = Noun(pick_outline(random, glyph_share), pick_colour(random), random.choice(sizes))
     place = random.choice([*PLACES, "center"])
     place_words = random.choice(PLACE_WORDS[place])
     words = noun_words(random, noun)

@@ -29,7 +29,8 @@ async def test_order(channel: grpc.aio.Channel) -> None:
     order = r"accepted (queued )*started ((progress|preview) )+image_header image_chunk completed"
     assert re.fullmatch(order, " ".join(kinds))
     steps = [event.progress.step for event in events if event.HasField("progress")]
-    assert (steps, steps[-1]) == (sorted({*steps} & {1, 2, 3, 4}), 4)  # of two not taken yet the newer is sent
+    assert steps == sorted({*steps} & {1, 2, 3, 4})  # of two not taken yet the newer is sent
+    assert steps[-1] == 4
     assert [event.preview.step for event in events if event.HasField("preview")][-1] == 4
     assert not events[0].accepted.estimated_usage.billable
     assert events[-1].completed.usage.billable

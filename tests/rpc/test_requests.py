@@ -1,6 +1,7 @@
 """What is refused of a message by a model that is not mini."""
 
 import pytest
+from google.protobuf.message import Message
 from klein.v1 import image_pb2
 from kleinserve.config import Config
 from kleinserve.core import ModelFacts, Size, Variant
@@ -11,15 +12,19 @@ KLEIN = ModelFacts("klein", Variant.DISTILLED, Size(1024, 1024), 4, 1.0, 512, 12
 LATENT = image_pb2.PreviewOptions(format="PREVIEW_FORMAT_LATENT")
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_latent_previews_that_are_too_large(count: int) -> None:
+TOO_LARGE = image_pb2.ImageOptions(width=2048, height=2048, steps=99, preview=LATENT)
+NEVER_DECODED = image_pb2.Reference(image=b"no image")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        image_pb2.GenerateRequest(prompt="x", options=TOO_LARGE),
+        image_pb2.EditRequest(prompt="x", options=TOO_LARGE, references=[NEVER_DECODED]),
+    ],
+)
+def test_latent_previews_that_are_too_large(message: Message) -> None:
     """Previews of 4 MB are refused with every field that makes them so large, and with all other violations."""
-    options = image_pb2.ImageOptions(width=2048, height=2048, steps=99, preview=LATENT)
-    references = [image_pb2.Reference(image=b"never decoded")] * count
-    kinds = image_pb2.EditRequest, image_pb2.GenerateRequest
-    message = (
-        kinds[0](prompt="x", references=references, options=options) if count else kinds[1](prompt="x", options=options)
-    )
     with pytest.raises(InvalidField) as caught:
         requests.draft(message, KLEIN, Config())
     fields = [violation.field for violation in caught.value.violations]

@@ -12,6 +12,7 @@ from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
 from kleinserve.core import EDGE_MULTIPLE, Size
+from kleinserve.engine import memory
 from kleinserve.engine.attention import PackedDoubleProcessor, PackedSingleProcessor, Packing
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
@@ -124,8 +125,7 @@ class Denoiser:
         for row, velocity in zip(rows, velocities, strict=True):
             sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
             moved.append((row.latents - sigma * velocity, row.latents + (following - sigma) * velocity))
-        if self.device.type == "cuda":  # what fails there may fail late; and old latents are freed for all streams
-            torch.cuda.current_stream(self.device).synchronize()
+        memory.finish(self.device)  # what fails there may fail late; and old latents are freed for all streams
         for row, (estimate, latents) in zip(rows, moved, strict=True):  # nothing fails from here on
             row.estimate, row.latents, row.step = estimate, latents, row.step + 1
 

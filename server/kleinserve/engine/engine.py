@@ -10,6 +10,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 
@@ -77,7 +78,7 @@ class Engine:
         if self.is_compiled and device.type == "cuda":
             compiled.compile_norms(modules.vae)
         # Offloaded, what is done in a pause would find no room, or send the VAE away.
-        self.pauses = Pauses(modules.vae, self._wait, is_offered=not self._is_offloaded)
+        self.pauses = Pauses(modules.vae, partial(memory.finish, device), is_offered=not self._is_offloaded)
         self.facts = self._facts(layout, modules, limit)
 
     def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
@@ -128,12 +129,7 @@ class Engine:
         stream = nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
         with self._cores.share(), stream:
             yield
-            self._wait()
-
-    def _wait(self) -> None:
-        """Until the device has done what this thread asked of it."""
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+            memory.finish(self._device)
 
     def drawing(self, request: Request) -> Drawing:
         """What `begin` starts: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
@@ -166,7 +162,7 @@ class Engine:
             with memory.lent(self._text.module, self._device, self._is_offloaded):
                 encoded = self._text.encode(missing)
             contexts |= dict(zip((p.ids for p in missing), encoded, strict=True))
-            self._wait()
+            memory.finish(self._device)
         for drawing, _ in prompts:
             drawing.text_seconds += self.pauses.seconds() - started
         return contexts
@@ -187,7 +183,7 @@ class Engine:
                 drawing.reference_hits.append(self._references.is_cached(reference))
                 tokens.append(self._references.encode(reference))
         if tokens:
-            self._wait()
+            memory.finish(self._device)
         drawing.references_seconds += self.pauses.seconds() - started
         sequences = [prompt, self._empty()] if self._needs_empty(request) else [prompt]
         width = self._denoiser.transformer.inner_dim

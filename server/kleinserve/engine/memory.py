@@ -109,6 +109,12 @@ def is_fatal(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) and not is_exhausted(error)
 
 
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what this thread asked of it."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def release() -> None:
     """Give cached blocks back, so that a smaller attempt finds room."""
     if torch.cuda.is_available():

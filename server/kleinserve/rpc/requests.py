@@ -85,21 +85,21 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
     """A GenerateRequest or EditRequest as a draft. Raises: InvalidField with every violation."""
     assert isinstance(message, (image_pb2.GenerateRequest, image_pb2.EditRequest))
     prompt, options = message.prompt, message.options
-    given = message.references if isinstance(message, image_pb2.EditRequest) else None
-    is_counted = given is None or 1 <= len(given) <= REFERENCES_MAX
+    given = message.references if isinstance(message, image_pb2.EditRequest) else ()
+    is_counted = isinstance(message, image_pb2.GenerateRequest) or 1 <= len(given) <= REFERENCES_MAX
     # Of references that are too many nothing but their number is looked at.
     violations = list(unknown(message) if is_counted else unknown(options, "options."))
     size = len(prompt.encode())
     if not prompt.strip() or size > PROMPT_BYTES_MAX:
         said = "blank" if not prompt.strip() else f"{size} bytes"
         violations.append(Violation("prompt", f"{said}; 1 to {PROMPT_BYTES_MAX} bytes, not blank"))
-    if given is not None and not is_counted:
+    if not is_counted:
         violations.append(Violation("references", f"{len(given)} given; 1 to {REFERENCES_MAX}"))
     violations += [*_size(options), *_sampling(options, facts, config), *_identity(options)]
     violations += [*_output(options.output), *_preview(options, facts)]
     if violations:
         raise InvalidField(*violations)
-    references = tuple(reference.image for reference in given or ())
+    references = tuple(reference.image for reference in given)
     scale = options.guidance_scale if options.HasField("guidance_scale") else facts.default_guidance_scale
     preview = options.preview
     return Draft(

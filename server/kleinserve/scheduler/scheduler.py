@@ -134,7 +134,7 @@ class Scheduler:
         """
         self.check(message_bytes)
         with self._queue.reserved(message_bytes):
-            references = await self.decode(encoded) if encoded else ()
+            references = await self.decode(encoded)
             return await self.submit(request(references), deadline, message_bytes)
 
     def _busy_seconds(self) -> float:
