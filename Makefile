@@ -13,7 +13,7 @@ setup: .venv/.installed ## create .venv and install everything, pinned by constr
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev,fp8]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,web,tracing,dev,fp8]'
 	@touch $@
 
 test: check ## run every check and test (what CI runs)
@@ -41,7 +41,7 @@ proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
 .venv/.bench: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,dev,fp8,bench]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,web,tracing,dev,fp8,bench]'
 	@touch $@
 
 bench: .venv/.bench ## mini beside its peers: 80 % load and a burst (a quarter of an hour)
