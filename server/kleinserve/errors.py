@@ -4,6 +4,7 @@ Knows nothing of gRPC: `status` is the status code's name. rpc/answer.py is the 
 a status on the wire.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,16 +26,37 @@ def quoted(value: object) -> str:
 
 
 class KleinError(Exception):
-    """A failure with an answer for the caller. `retry_seconds`: when to try again, if trying again can help."""
+    """A failure with an answer for the caller. `retry_seconds`: when to try again, if trying again can help.
+
+    `metadata`: what ErrorInfo says besides the request id.
+    """
 
     status: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, message: str, *, violations: tuple[Violation, ...] = (), retry_seconds: float | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        violations: tuple[Violation, ...] = (),
+        retry_seconds: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         self.message = message
         self.violations = violations
         self.retry_seconds = retry_seconds
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As a value, whatever the class's own constructor takes: errors travel between processes."""
+        return _remade, (type(self), self.__dict__)
+
+
+def _remade(kind: type[KleinError], facts: dict[str, object]) -> KleinError:
+    error = kind.__new__(kind, facts["message"])
+    error.__dict__.update(facts)
+    return error
 
 
 class InvalidField(KleinError):
@@ -78,7 +100,19 @@ class QueueFull(KleinError):
     status, reason = "RESOURCE_EXHAUSTED", "QUEUE_FULL"
 
 
+class QuotaExceeded(KleinError):
+    """A caller is at one of its own limits; `limit` is its name in the callers file."""
+
+    status, reason = "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"
+
+    def __init__(self, caller: str, limit: str, value: int, retry_seconds: float):
+        super().__init__(f"caller {caller} is at its limit {limit} = {value}", retry_seconds=retry_seconds)
+        self.caller, self.limit, self.value = caller, limit, value
+
+
 class AcceleratorOutOfMemory(KleinError):
+    """The engine raises it for work that found no memory; then nothing of that work has happened."""
+
     status, reason = "RESOURCE_EXHAUSTED", "ACCELERATOR_OUT_OF_MEMORY"
 
 
@@ -116,6 +150,45 @@ class Draining(KleinError):
         super().__init__("this server is shutting down", retry_seconds=2.0)
 
 
+class LedgerUnavailable(KleinError):
+    """What cannot be written down is not delivered."""
+
+    status, reason = "UNAVAILABLE", "LEDGER_UNAVAILABLE"
+
+    def __init__(self, message: str = "usage cannot be recorded now", retry_seconds: float = 2.0):
+        super().__init__(message, retry_seconds=retry_seconds)
+
+
+class IdempotencyKeyReused(KleinError):
+    """The key belongs to a different request."""
+
+    status, reason = "ALREADY_EXISTS", "IDEMPOTENCY_KEY_REUSED"
+
+
+class UnknownKey(KleinError):
+    status, reason = "NOT_FOUND", "UNKNOWN_KEY"
+
+
+class ResultGone(KleinError):
+    """The key's image was delivered, or billed, and is no longer kept."""
+
+    status, reason = "FAILED_PRECONDITION", "RESULT_GONE"
+
+
+class Unauthenticated(KleinError):
+    """`why` is the label of klein_unauthenticated_total: none, unknown, conflict, certificate."""
+
+    status, reason = "UNAUTHENTICATED", "UNAUTHENTICATED"
+
+    def __init__(self, message: str, why: str):
+        super().__init__(message)
+        self.why = why
+
+
+class PermissionDenied(KleinError):
+    status, reason = "PERMISSION_DENIED", "PERMISSION_DENIED"
+
+
 class Cancelled(KleinError):
     status, reason = "CANCELLED", "CANCELLED"
 
@@ -130,6 +203,10 @@ class NotImplementedHere(KleinError):
 
 class Internal(KleinError):
     """Our fault. The message names the request id and nothing of the server's insides."""
+
+
+class AcceleratorLost(Exception):
+    """The accelerator is unusable for this process: the engine raises it, and the process ends for a new one."""
 
 
 class UnusableCheckpoint(Exception):

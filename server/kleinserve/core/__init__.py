@@ -1,0 +1,76 @@
+"""Our nouns: what a request asks for, what happens to it, what it costs. Standard library only; all frozen.
+
+Knows nothing of gRPC, torch or Pillow.
+"""
+
+from kleinserve.core.caller import ANONYMOUS, Caller
+from kleinserve.core.events import (
+    Accepted,
+    BackendEvent,
+    Completed,
+    EncodedImage,
+    Event,
+    Failed,
+    Finished,
+    Preview,
+    Progress,
+    Queued,
+    Spent,
+    Started,
+    Timings,
+)
+from kleinserve.core.model import AlphaMethod, ModelFacts, Variant
+from kleinserve.core.request import (
+    Background,
+    ImageFormat,
+    OnDisconnect,
+    Operation,
+    Options,
+    Output,
+    PreviewFormat,
+    PreviewOptions,
+    Priority,
+    Reference,
+    Request,
+)
+from kleinserve.core.size import EDGE_MULTIPLE, MEGAPIXEL, Pixels, Size
+from kleinserve.core.usage import Outcome, Usage, UsageRecord
+
+__all__ = [
+    "ANONYMOUS",
+    "EDGE_MULTIPLE",
+    "MEGAPIXEL",
+    "Accepted",
+    "AlphaMethod",
+    "BackendEvent",
+    "Background",
+    "Caller",
+    "Completed",
+    "EncodedImage",
+    "Event",
+    "Failed",
+    "Finished",
+    "ImageFormat",
+    "ModelFacts",
+    "OnDisconnect",
+    "Operation",
+    "Options",
+    "Outcome",
+    "Output",
+    "Pixels",
+    "Preview",
+    "PreviewFormat",
+    "PreviewOptions",
+    "Priority",
+    "Progress",
+    "Queued",
+    "Reference",
+    "Request",
+    "Size",
+    "Spent",
+    "Started",
+    "Timings",
+    "Usage",
+    "UsageRecord",
+    "Variant",
+]

@@ -1,0 +1,1 @@
+"""Who calls: tokens, certificates, and each caller's limits. Knows no transport."""
