@@ -1,0 +1,221 @@
+"""Where requests come in: each gets a place, is read, handed to the backend, and followed to its one ending."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from kleinserve.backend.backend import Backend, State
+from kleinserve.config import Config
+from kleinserve.core import Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
+from kleinserve.desk.books import Books, new_record_id, now_microseconds
+from kleinserve.desk.job import Job, Stage
+from kleinserve.desk.places import Place, Places
+from kleinserve.desk.reader import Reader, Terms
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, NotReady
+from kleinserve.metrics import Metrics
+from kleinserve.usage.price import usage
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call for an image. `turn`: whose turn it is when references are decoded; `held_bytes`: of its message."""
+
+    request_id: str
+    caller: Caller
+    turn: str
+    deadline: float | None  # on the event loop's clock
+    held_bytes: int
+    arrived_microseconds: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One reader of one job."""
+
+    job: Job
+    reader: Reader
+
+
+class Intake(Protocol):
+    """Decodes references apart. Raises: the first bad one's RefusedReference."""
+
+    async def decode(self, turn: str, references: tuple[bytes, ...], *, keep_alpha: bool) -> tuple[Reference, ...]: ...
+
+
+class Desk:
+    """Every method is called on the event loop."""
+
+    def __init__(self, backend: Backend, intake: Intake, books: Books, config: Config, metrics: Metrics):
+        self._backend, self._intake, self._books, self._metrics = backend, intake, books, metrics
+        self._loop = asyncio.get_running_loop()
+        self._places = Places(
+            config.queue_requests_max, config.queue_bytes_max, lambda: self._backend.load().busy_seconds
+        )
+        self._jobs: dict[str, Job] = {}
+        self._place: dict[Job, Place] = {}
+        self._expiry: dict[Job, asyncio.TimerHandle] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self.state = State.STARTING
+
+    def check(self) -> None:
+        """Raise NotReady, Draining or LedgerUnavailable where no request is taken now."""
+        if self.state is State.STARTING:
+            raise NotReady()
+        if self.state is not State.READY:
+            raise Draining()
+        self._books.check()
+
+    async def open(self, draft: Draft, asked: Asked) -> Stream:
+        """A new job and its first reader. Raises: whatever refuses the request; then nothing of it is left."""
+        self.check()
+        place = self._places.take(asked.held_bytes)
+        try:
+            request = await self._read(draft, asked, place)
+            job = self._job(request, asked)
+            return await self._submit(job, place, _terms(draft, asked))
+        except BaseException:
+            place.leave()
+            raise
+
+    async def _read(self, draft: Draft, asked: Asked, place: Place) -> Request:
+        """The request with its references decoded."""
+        facts, references = self._backend.facts, ()
+        if draft.references:
+            references = await self._intake.decode(asked.turn, draft.references, keep_alpha=facts.has_native_alpha)
+            place.grow(sum(len(reference.pixels.data) for reference in references))
+        return draft.request(asked.request_id, asked.caller.name, facts, references)
+
+    def _job(self, request: Request, asked: Asked) -> Job:
+        price = self._books.price
+        return Job(
+            request=request,
+            usage=usage(request.size, request.reference_sizes, price, billable=True),
+            record_id=new_record_id(),
+            accept_microseconds=asked.arrived_microseconds,
+            on_change=self._changed,
+            on_last=self._ended,
+            submitted=self._loop.time(),
+        )
+
+    async def _submit(self, job: Job, place: Place, terms: Terms) -> Stream:
+        left = None if terms.deadline is None else terms.deadline - self._loop.time()
+        job.accepted = await self._backend.submit(job.request, left, job.take)
+        self._jobs[job.request.request_id] = job
+        self._place[job] = place
+        self._metrics.queue_depth.labels(job.request.options.priority.value).inc()
+        stream = Stream(job, job.join(terms, is_replay=False))
+        self._watch(job)
+        return stream
+
+    def _watch(self, job: Job) -> None:
+        """End the job at its deadline, which changes with its readers."""
+        if (timer := self._expiry.pop(job, None)) is not None:
+            timer.cancel()
+        if job.deadline is not None and job.stage is not Stage.OVER:
+            self._expiry[job] = self._loop.call_at(job.deadline, self._expire, job)
+
+    def _expire(self, job: Job) -> None:
+        self.end(job, DeadlinePassed("the deadline passed before the image was finished"))
+
+    def end(self, job: Job, error: KleinError) -> None:
+        """End a job early; its backend stops at the next boundary and then says what was spent."""
+        if job.stage in (Stage.WAITING, Stage.RUNNING) and not job.is_committing:
+            job.fail(error)
+            self._backend.cancel(job.request.request_id)
+
+    def leave(self, stream: Stream) -> Stage:
+        """A stream has ended, however; returns where its job was.
+
+        A job that nobody reads any more ends, unless it is detached or its image is settled.
+        """
+        job, stage = stream.job, stream.job.stage
+        job.readers.discard(stream.reader)
+        if job.readers:
+            self._watch(job)
+        elif not job.is_detached:
+            self.end(job, Cancelled("its last reader went away"))
+        if job.stage is Stage.DELIVERING and not job.readers:
+            job.end()
+        return stage
+
+    def _changed(self, job: Job, before: Stage) -> None:
+        """Keep the gauges, the places and the timers in step with the job's stage."""
+        priority = job.request.options.priority.value
+        if before is Stage.WAITING:
+            self._metrics.queue_depth.labels(priority).dec()
+            self._place.pop(job).leave()
+        if job.stage is Stage.RUNNING:
+            self._metrics.running_requests.inc()
+            self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
+        if before in (Stage.RUNNING, Stage.DELIVERING) and job.stage is Stage.OVER:
+            self._metrics.running_requests.dec()
+        if job.stage is Stage.OVER:
+            self._watch(job)
+
+    def _ended(self, job: Job, last: Finished | Failed) -> None:
+        """The backend's last word: settle and deliver the image, or record that there is none."""
+        if isinstance(last, Finished) and job.stage is not Stage.OVER:
+            job.is_committing = True
+            task = self._loop.create_task(self._deliver(job, last))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+            return
+        if isinstance(last, Failed):
+            job.fail(last.error)
+        self._close(job)
+
+    async def _deliver(self, job: Job, last: Finished) -> None:
+        """Nothing is sent before it is written down."""
+        try:
+            await self._books.settle(job)
+        except KleinError as error:
+            job.fail(error)
+            self._close(job)
+            return
+        except Exception:
+            log.exception("settling failed", request_id=job.request.request_id)
+            job.fail(Internal(f"internal error, request {job.request.request_id}"))
+            self._close(job)
+            return
+        job.deliver(last.image)
+        self._forget(job)
+        if not job.readers:
+            job.end()
+
+    def _close(self, job: Job) -> None:
+        self._books.finish(job)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.request.request_id, None)
+        if not self._jobs:
+            self._idle.set()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests, let the admitted ones finish for `grace_seconds`, end the rest with DRAINING."""
+        if self.state is not State.DEAD:
+            self.state = State.DRAINING
+        try:
+            async with asyncio.timeout(grace_seconds):
+                while self._jobs:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("grace period over", unfinished=len(self._jobs))
+            for job in list(self._jobs.values()):
+                self.end(job, Draining())
+
+    def jobs(self) -> list[Job]:
+        """What waits and what runs, in order of arrival."""
+        return list(self._jobs.values())
+
+
+def _terms(draft: Draft, asked: Asked) -> Terms:
+    options = draft.options
+    is_detached = options.on_disconnect is OnDisconnect.DETACH
+    return Terms(options.client_tag, asked.deadline, is_detached=is_detached, priority=options.priority)
