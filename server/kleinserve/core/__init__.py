@@ -7,6 +7,7 @@ from kleinserve.core.caller import ANONYMOUS, Caller
 from kleinserve.core.draft import Draft
 from kleinserve.core.events import (
     Accepted,
+    Admitted,
     BackendEvent,
     Completed,
     EncodedImage,
@@ -42,6 +43,7 @@ __all__ = [
     "EDGE_MULTIPLE",
     "MEGAPIXEL",
     "Accepted",
+    "Admitted",
     "AlphaMethod",
     "BackendEvent",
     "Background",

@@ -1,19 +1,21 @@
 """Where requests come in: each gets a place, is read, handed to the backend, and followed to its one ending."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
 
-from kleinserve.backend.backend import Backend, State
+from kleinserve.backend.backend import Backend
 from kleinserve.config import Config
-from kleinserve.core import Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
+from kleinserve.core import Accepted, Admitted, Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
 from kleinserve.desk.books import Books, new_record_id, now_microseconds
 from kleinserve.desk.job import Job, Stage
+from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place, Places
 from kleinserve.desk.reader import Reader, Terms
-from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, NotReady
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError
+from kleinserve.identity.limits import Grant, Quota
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
 
@@ -49,8 +51,18 @@ class Intake(Protocol):
 class Desk:
     """Every method is called on the event loop."""
 
-    def __init__(self, backend: Backend, intake: Intake, books: Books, config: Config, metrics: Metrics):
+    def __init__(
+        self,
+        backend: Backend,
+        intake: Intake,
+        books: Books,
+        quota: Quota,
+        lifecycle: Lifecycle,
+        config: Config,
+        metrics: Metrics,
+    ):
         self._backend, self._intake, self._books, self._metrics = backend, intake, books, metrics
+        self._quota, self._lifecycle = quota, lifecycle
         self._loop = asyncio.get_running_loop()
         self._places = Places(
             config.queue_requests_max, config.queue_bytes_max, lambda: self._backend.load().busy_seconds
@@ -60,14 +72,10 @@ class Desk:
         self._expiry: dict[Job, asyncio.TimerHandle] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
-        self.state = State.STARTING
 
     def check(self) -> None:
         """Raise NotReady, Draining or LedgerUnavailable where no request is taken now."""
-        if self.state is State.STARTING:
-            raise NotReady()
-        if self.state is not State.READY:
-            raise Draining()
+        self._lifecycle.check()
         self._books.check()
 
     async def open(self, draft: Draft, asked: Asked) -> Stream:
@@ -75,12 +83,22 @@ class Desk:
         self.check()
         place = self._places.take(asked.held_bytes)
         try:
-            request = await self._read(draft, asked, place)
-            job = self._job(request, asked)
-            return await self._submit(job, place, _terms(draft, asked))
+            grant = self._quota.admit(asked.caller, self._megapixels(draft))
+            try:
+                request = await self._read(draft, asked, place)
+                return await self._submit(self._job(request, asked, grant), place, _terms(draft, asked))
+            except BaseException:
+                grant.release(ran=False, by_server=False)
+                raise
         except BaseException:
             place.leave()
             raise
+
+    def _megapixels(self, draft: Draft) -> int:
+        """Of the output; where a reference decides the size it is one, since the model sees no larger one."""
+        if draft.size is None and draft.references:
+            return 1
+        return (draft.size or self._backend.facts.default_size).megapixels
 
     async def _read(self, draft: Draft, asked: Asked, place: Place) -> Request:
         """The request with its references decoded."""
@@ -90,13 +108,14 @@ class Desk:
             place.grow(sum(len(reference.pixels.data) for reference in references))
         return draft.request(asked.request_id, asked.caller.name, facts, references)
 
-    def _job(self, request: Request, asked: Asked) -> Job:
+    def _job(self, request: Request, asked: Asked, grant: Grant) -> Job:
         price = self._books.price
         return Job(
             request=request,
             usage=usage(request.size, request.reference_sizes, price, billable=True),
             record_id=new_record_id(),
             accept_microseconds=asked.arrived_microseconds,
+            grant=grant,
             on_change=self._changed,
             on_last=self._ended,
             submitted=self._loop.time(),
@@ -104,13 +123,29 @@ class Desk:
 
     async def _submit(self, job: Job, place: Place, terms: Terms) -> Stream:
         left = None if terms.deadline is None else terms.deadline - self._loop.time()
-        job.accepted = await self._backend.submit(job.request, left, job.take)
+        job.accepted = self._accepted(job, await self._backend.submit(job.request, left, job.take))
         self._jobs[job.request.request_id] = job
         self._place[job] = place
         self._metrics.queue_depth.labels(job.request.options.priority.value).inc()
         stream = Stream(job, job.join(terms, is_replay=False))
         self._watch(job)
         return stream
+
+    def _accepted(self, job: Job, admitted: Admitted) -> Accepted:
+        request, facts = job.request, self._backend.facts
+        return Accepted(
+            seed=request.options.seed,
+            size=request.size,
+            steps=request.options.steps,
+            guidance_scale=request.options.guidance_scale,
+            model=facts.name,
+            reference_sizes=request.reference_sizes,
+            prompt_tokens=min(admitted.prompt_tokens, facts.prompt_tokens_max),
+            prompt_truncated=admitted.is_truncated,
+            estimated_wait=admitted.estimated_wait,
+            estimated_duration=admitted.estimated_duration,
+            estimated_usage=replace(job.usage, billable=False),
+        )
 
     def _watch(self, job: Job) -> None:
         """End the job at its deadline, which changes with its readers."""
@@ -156,6 +191,8 @@ class Desk:
             self._metrics.running_requests.dec()
         if job.stage is Stage.OVER:
             self._watch(job)
+            is_ours = job.error is not None and not isinstance(job.error, Cancelled | DeadlinePassed)
+            job.grant.release(ran=job.started is not None, by_server=is_ours)
 
     def _ended(self, job: Job, last: Finished | Failed) -> None:
         """The backend's last word: settle and deliver the image, or record that there is none."""
@@ -197,9 +234,7 @@ class Desk:
             self._idle.set()
 
     async def drain(self, grace_seconds: float) -> None:
-        """Refuse new requests, let the admitted ones finish for `grace_seconds`, end the rest with DRAINING."""
-        if self.state is not State.DEAD:
-            self.state = State.DRAINING
+        """Let the admitted requests finish for `grace_seconds`, end the rest with DRAINING."""
         try:
             async with asyncio.timeout(grace_seconds):
                 while self._jobs:

@@ -25,6 +25,7 @@ from kleinserve.core import (
 )
 from kleinserve.desk.reader import Reader, Terms
 from kleinserve.errors import Cancelled, DeadlinePassed, KleinError
+from kleinserve.identity.limits import Grant
 
 READERS_MAX = 8
 _URGENCY = tuple(Priority)
@@ -51,6 +52,7 @@ class Job:
     usage: Usage
     record_id: str
     accept_microseconds: int
+    grant: Grant
     on_change: Callable[["Job", Stage], None]
     on_last: Callable[["Job", Finished | Failed], None]
     accepted: Accepted | None = None
