@@ -59,7 +59,7 @@ def used(metrics: Metrics) -> Metrics:
     metrics.ran("references", 0.3)
     metrics.ran("step", 0.2, 0.1)
     metrics.stepped(3, 768)
-    metrics.billable(Operation.EDIT, USAGE)
+    metrics.billable(Operation.EDIT, USAGE, "anonymous")
     metrics.finished("edit", "OK", "", 1.5, has_deadline=True)
     metrics.accelerator_memory_bytes.labels("used").set(1)
     metrics.quota_refused.labels("web", "requests_max").inc()

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from kleinserve.core import ANONYMOUS, Operation, Priority, Usage
+from kleinserve.core import Operation, Priority, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -102,7 +102,7 @@ class Metrics:
         self.step_requests.observe(requests)
         self.step_tokens.observe(tokens)
 
-    def billable(self, operation: Operation, usage: Usage, caller: str = ANONYMOUS) -> None:
+    def billable(self, operation: Operation, usage: Usage, caller: str) -> None:
         """Count what a caller is to pay."""
         self.megapixels.labels(caller, operation.value, "output").inc(usage.output_megapixels)
         self.megapixels.labels(caller, operation.value, "reference").inc(usage.reference_megapixels)

@@ -64,9 +64,7 @@ class Encoding:
             await asyncio.wait([self._encoding[request.request_id]])
         return encoded, seconds
 
-    def _file(
-        self, request: Request, resolve: Callable[[], tuple[Pixels, AlphaMethod]]
-    ) -> tuple[EncodedImage, float]:
+    def _file(self, request: Request, resolve: Callable[[], tuple[Pixels, AlphaMethod]]) -> tuple[EncodedImage, float]:
         started, options = time.perf_counter(), request.options
         pixels, alpha_method = resolve()
         made_by = Provenance(self._model, options.seed, options.steps, __version__, request.prompt)

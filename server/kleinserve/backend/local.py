@@ -179,5 +179,3 @@ class Local:
                 if work.started is not None and now - told >= _PROGRESS_SECONDS:
                     render, left = work.render, self._scheduler.remaining(work)
                     self._post(work, Progress(render.steps_done, render.total_steps, left))
-
-

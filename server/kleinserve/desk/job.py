@@ -164,4 +164,3 @@ class Job:
         if isinstance(self.error, DeadlinePassed):
             return Outcome.DEADLINE
         return Outcome.CANCELLED if isinstance(self.error, Cancelled) else Outcome.FAILED
-

@@ -197,9 +197,7 @@ class Calls:
         except TimeoutError:
             raise asyncio.CancelledError from None  # ends the handler; the status is under way
 
-    def _count(
-        self, method: Method, call: Call, error: KleinError | None, stage: Stage | None, seconds: float
-    ) -> None:
+    def _count(self, method: Method, call: Call, error: KleinError | None, stage: Stage | None, seconds: float) -> None:
         metrics = self.metrics
         if isinstance(error, Unauthenticated):
             metrics.unauthenticated.labels(error.why).inc()
@@ -270,5 +268,3 @@ def _parsed(method: Method, body: bytes) -> Message:
     except DecodeError:
         said = f"{len(body)} bytes that are no {method.request.DESCRIPTOR.full_name}"
         raise InvalidField(Violation("request", said)) from None
-
-

@@ -43,5 +43,3 @@ def response(facts: ModelFacts, config: Config) -> image_pb2.GetCapabilitiesResp
         server_version=__version__,
         max_request_bytes=config.request_bytes_max,
     )
-
-

@@ -25,7 +25,9 @@ def trailing(error: KleinError, request_id: str) -> list[tuple[str, str]]:
 
 def status(error: KleinError, request_id: str) -> status_pb2.Status:
     """Code, message and details of a refusal: together under 4 KiB."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} | error.metadata)
+    info = error_details_pb2.ErrorInfo(
+        reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} | error.metadata
+    )
     packed = [_packed(info)]
     if error.violations:
         bad = error_details_pb2.BadRequest()

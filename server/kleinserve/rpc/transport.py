@@ -71,9 +71,7 @@ class Handlers(grpc.GenericRpcHandler[bytes, bytes]):
     def __init__(self, calls: Calls):
         self._calls = calls
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         path = str(handler_call_details.method)
         if path not in self._calls.methods:
             return None

@@ -13,9 +13,7 @@ NAMES = "kleinserve.names"  # where the server puts a verified certificate's nam
 ALLOWED_HEADERS = (
     "authorization content-type grpc-timeout idempotency-key klein-idempotency-key traceparent x-grpc-web x-user-agent"
 )
-EXPOSED_HEADERS = (
-    "grpc-status grpc-message grpc-status-details-bin grpc-retry-pushback-ms klein-request-id retry-after x-should-retry"
-)
+EXPOSED_HEADERS = "grpc-status grpc-message grpc-status-details-bin grpc-retry-pushback-ms klein-request-id retry-after x-should-retry"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
