@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,8 @@ class Local:
         self._works: dict[str, Work] = {}
         self._sinks: dict[Work, Sink] = {}
         self._told: dict[Work, float] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._reminder: asyncio.Task[None] | None = None
         self._on_state: Callable[[State], None] = lambda state: None
 
@@ -68,6 +71,7 @@ class Local:
         if seconds_left is not None:
             seconds_left -= self._loop.time() - arrived
         work, estimate = self._scheduler.submit(render, seconds_left, request.options.priority)
+        self._idle.clear()
         self._works[request.request_id], self._sinks[work], self._told[work] = work, sink, self._loop.time()
         return Admitted(render.prompt_tokens, render.is_truncated, estimate.wait, estimate.duration)
 
@@ -84,13 +88,10 @@ class Local:
         return Load(scheduler.busy_seconds, scheduler.wait_seconds, scheduler.waiting, scheduler.running)
 
     async def drain(self, grace_seconds: float) -> None:
-        try:
-            async with asyncio.timeout(grace_seconds):
-                while self._works:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
-            for work in list(self._sinks):
-                self._last(work, Failed(Draining(), work.spent(self._scheduler.clock())))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace_seconds)
+        for work in list(self._sinks):
+            self._failed(work, Draining())
         if self._reminder is not None:
             self._reminder.cancel()
         await asyncio.to_thread(self._scheduler.close)
@@ -159,6 +160,8 @@ class Local:
         self._works.pop(work.request.request_id, None)
         self._told.pop(work, None)
         self._encoding.forget(work.request.request_id)
+        if not self._sinks:
+            self._idle.set()
         sink(last)
 
     def _died(self, error: BaseException) -> None:

@@ -9,7 +9,7 @@ import structlog
 from kleinserve.backend.backend import Backend
 from kleinserve.config import Config
 from kleinserve.core import Accepted, Admitted, Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
-from kleinserve.desk.books import Books, new_record_id, now_microseconds
+from kleinserve.desk.books import Books, new_record_id
 from kleinserve.desk.job import Job, Stage
 from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place, Places

@@ -11,6 +11,8 @@ from klein.v1 import image_pb2, usage_pb2
 from kleinserve.config import Config
 from kleinserve.errors import Unauthenticated
 from kleinserve.identity.authenticator import Authenticator
+from kleinserve.identity.certificates import Certificates
+from kleinserve.identity.reload import Watched
 from kleinserve.rpc.call import Calls
 from kleinserve.rpc.transport import Context, Handlers, credentials
 
@@ -19,6 +21,24 @@ SERVICES = (
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
 )
 _REFLECTION = f"/{reflection.SERVICE_NAME}/"
+
+
+def tls_credentials(certificates: Watched[Certificates]) -> grpc.ServerCredentials:
+    """The newest certificates at each handshake: files are read elsewhere, here only what is known is handed out."""
+    given = certificates.value
+
+    def configured(of: Certificates) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(of.key, of.chain)], of.client_ca)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal given
+        if certificates.value is given:
+            return None
+        given = certificates.value
+        return configured(given)
+
+    needs_client = given.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configured(given), fetch, require_client_authentication=needs_client)
 
 
 class GrpcServer:

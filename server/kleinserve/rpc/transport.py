@@ -8,7 +8,7 @@ from grpc_status import rpc_status
 
 from kleinserve.errors import KleinError
 from kleinserve.identity.authenticator import Credentials
-from kleinserve.identity.names import alternative_names
+from kleinserve.identity.names import names_of_auth_context
 from kleinserve.rpc.call import Calls, ReaderGone
 from kleinserve.rpc.status import status, trailing
 
@@ -59,7 +59,7 @@ def credentials(context: Context) -> Credentials:
     """What the connection and the call say of who calls."""
     given = context.invocation_metadata() or ()
     tokens = tuple(str(value) for key, value in given if key == "authorization")
-    return Credentials(tokens, alternative_names(context.auth_context()))
+    return Credentials(tokens, names_of_auth_context(context.auth_context()))
 
 
 class Handlers(grpc.GenericRpcHandler[bytes, bytes]):
