@@ -13,7 +13,10 @@ NAMES = "kleinserve.names"  # where the server puts a verified certificate's nam
 ALLOWED_HEADERS = (
     "authorization content-type grpc-timeout idempotency-key klein-idempotency-key traceparent x-grpc-web x-user-agent"
 )
-EXPOSED_HEADERS = "grpc-status grpc-message grpc-status-details-bin grpc-retry-pushback-ms klein-request-id retry-after x-should-retry"
+EXPOSED_HEADERS = (
+    *("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"),
+    *("klein-request-id", "retry-after", "x-should-retry"),
+)
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -42,7 +45,7 @@ class Gate:
             allow_origins=list(self._origins),
             allow_methods=["GET", "POST"],
             allow_headers=ALLOWED_HEADERS.split(),
-            expose_headers=EXPOSED_HEADERS.split(),
+            expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
 
