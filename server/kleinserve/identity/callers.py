@@ -215,8 +215,13 @@ def _replica_token(file: Path, replicas: _ReplicasTable, read: Read) -> str | No
 def _described(error: ValidationError) -> str:
     """Which entries are wrong and how, without what they hold: it may be a secret in the wrong place."""
     problems = [
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(_shown(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
         for problem in error.errors(include_input=False, include_context=False, include_url=False)
     ]
     more = len(problems) - ERRORS_SHOWN_MAX
     return "; ".join(problems[:ERRORS_SHOWN_MAX]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _shown(part: str | int) -> str:
+    """A key on one line, cut at 64 characters."""
+    return "".join(character if character.isprintable() else "?" for character in str(part)[:64])
