@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.identity.reload import Watched
     from kleinserve.logs import Logs
     from kleinserve.usage.ledger import Ledger
+    from kleinserve.web.probes import Health
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
 
@@ -73,7 +74,7 @@ class _Server:
         from kleinserve.rpc.server import GrpcServer
         from kleinserve.rpc.servicer import Images, Usages, methods
         from kleinserve.usage import price
-        from kleinserve.web.probes import Probes
+        from kleinserve.web.probes import Debug, Probes
 
         self._config, self._intake, self._identity, self._ledger = config, intake, identity, ledger
         self._backend, self.lifecycle, self.stopping = backend, Lifecycle(), asyncio.Event()
@@ -86,17 +87,21 @@ class _Server:
         table = methods(Images(self._desk, facts, config), Usages(ledger))
         self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
-        self._probes = Probes(config, metrics, self._readiness)
+        debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
+        self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
 
-    def _readiness(self) -> tuple[str, bool, bool]:
-        """What the probes say: a word, whether it is ready, whether it is alive."""
+    def _health(self) -> Health:
+        """What the probes say, from the signal to drain on not ready."""
         from kleinserve.backend.backend import State
+        from kleinserve.web.probes import Health
 
         state = self.lifecycle.state
+        if state is State.READY and self.stopping.is_set():
+            return Health("draining", True, False)
         if state is State.READY and not self._ledger.is_up:
-            return "ledger down", False, True
-        return state.value, state is State.READY and not self.stopping.is_set(), state is not State.DEAD
+            return Health("ledger down", True, False)
+        return Health(state.value, state is not State.DEAD, state is State.READY)
 
     async def start(self, announce: Callable[[str], None]) -> None:
         """Listen, warm, and say so. Raises: OSError where a port is taken; what the warm-up raised."""
@@ -188,6 +193,7 @@ class _Identity:
             files = CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
             self.certificates = watch_certificates(files)
             watched.append(self.certificates)
+        self._knows_callers = config.callers is not None
         self._reloads = Reloads(watched, lambda what, outcome: metrics.reloads.labels(what, outcome).inc())
         self._task: asyncio.Task[None] | None = None
 
@@ -200,6 +206,14 @@ class _Identity:
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
+
+    def is_admin(self) -> Callable[[str], bool] | None:
+        """Whether the value of an `authorization` header is an admin's; None: there are no callers."""
+        from kleinserve.identity.authenticator import Credentials
+
+        if not self._knows_callers:
+            return None
+        return lambda authorization: self.authenticator.caller(Credentials((authorization,))).is_admin
 
     def grpc_credentials(self) -> Any:
         """For the gRPC port; None: plain text."""

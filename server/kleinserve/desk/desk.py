@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -245,9 +245,16 @@ class Desk:
             for job in list(self._jobs.values()):
                 self.end(job, Draining())
 
-    def jobs(self) -> list[Job]:
-        """What waits and what runs, in order of arrival."""
-        return list(self._jobs.values())
+    def shown(self) -> list[dict[str, Any]]:
+        """What waits and what runs, in order of arrival, for whoever debugs: no prompts."""
+        return [job.shown(self._loop.time()) for job in self._jobs.values()]
+
+    def cancel_request(self, request_id: str) -> bool:
+        """End a request in its caller's place; False: there is none."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            self.end(job, Cancelled("an operator cancelled it"))
+        return job is not None
 
 
 def _terms(draft: Draft, asked: Asked) -> Terms:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from kleinserve.core import (
     Accepted,
@@ -151,6 +152,25 @@ class Job:
         if self.stage is not Stage.OVER:
             self._become(Stage.OVER)
         self.image = None
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """What an operator sees of it."""
+        request, present = self.request, self._present
+        predicted = present.estimated_wait if isinstance(present, Queued) else 0.0
+        predicted = present.estimated_remaining if isinstance(present, Progress) else predicted
+        return {
+            "request_id": request.request_id,
+            "caller": request.caller,
+            "operation": request.operation.value,
+            "stage": self.stage.value,
+            "size": str(request.size),
+            "step": present.step if isinstance(present, Progress) else 0,
+            "steps": request.options.steps,
+            "priority": request.options.priority.value,
+            "readers": len(self.readers),
+            "age_seconds": round(now - self.submitted, 3),
+            "predicted_seconds": round(predicted, 3),
+        }
 
     def _become(self, stage: Stage) -> None:
         before, self.stage = self.stage, stage

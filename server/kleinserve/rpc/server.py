@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha import reflection
 from klein.v1 import image_pb2, usage_pb2
 
 from kleinserve.config import Config
-from kleinserve.errors import Unauthenticated
+from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Authenticator
 from kleinserve.identity.certificates import Certificates
 from kleinserve.identity.reload import Watched
@@ -54,7 +54,7 @@ class GrpcServer:
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
-        """Listen; returns the port. Raises: OSError, one line with the address."""
+        """Listen; returns the port. Raises: BadConfig, one line with the address."""
         address = self._config.address(self._config.port)
         await self.say(is_serving=False)
         try:
@@ -64,7 +64,7 @@ class GrpcServer:
                 port = self._server.add_secure_port(address, self._tls)
         except RuntimeError as error:
             await self._server.stop(None)
-            raise OSError(f"cannot listen on {address}") from error
+            raise BadConfig(f"cannot listen on {address}") from error
         await self._server.start()
         return port
 

@@ -12,12 +12,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kleinserve.config import Config
+from kleinserve.errors import BadConfig
 from kleinserve.identity.names import names_of_peer_certificate
 from kleinserve.web.http import NAMES
 
 
 class WebServer:
-    """Listens from `start` on. Raises: OSError, one line with the address."""
+    """Listens from `start` on. Raises: BadConfig, one line with the address."""
 
     def __init__(self, app: ASGIApp, config: Config, tls: ssl.SSLContext | None):
         self._config = config
@@ -40,7 +41,7 @@ class WebServer:
     async def start(self) -> int:
         """Listen; returns the port."""
         assert self._config.web_port is not None
-        listening = _listening(self._config.bare_host, self._config.web_port)
+        listening = _listening(self._config.host, self._config.web_port)
         self._task = asyncio.create_task(self._server.serve([listening]))
         while not self._server.started and not self._task.done():  # noqa: ASYNC110  # it has nothing to await
             await asyncio.sleep(0.01)
@@ -59,7 +60,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise BadConfig(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 class _Server(uvicorn.Server):
