@@ -102,7 +102,8 @@ class Desk:
 
     async def _read(self, draft: Draft, asked: Asked, place: Place) -> Request:
         """The request with its references decoded."""
-        facts, references = self._backend.facts, ()
+        facts = self._backend.facts
+        references: tuple[Reference, ...] = ()
         if draft.references:
             references = await self._intake.decode(asked.turn, draft.references, keep_alpha=facts.has_native_alpha)
             place.grow(sum(len(reference.pixels.data) for reference in references))

@@ -30,7 +30,7 @@ def tls_credentials(certificates: Watched[Certificates]) -> grpc.ServerCredentia
     def configured(of: Certificates) -> grpc.ServerCertificateConfiguration:
         return grpc.ssl_server_certificate_configuration([(of.key, of.chain)], of.client_ca)
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
+    def fetch() -> Any:  # None: as before
         nonlocal given
         if certificates.value is given:
             return None
@@ -124,7 +124,7 @@ class _Known(grpc.aio.ServerInterceptor):
                 yield message
 
         return grpc.stream_stream_rpc_method_handler(
-            answer_known,  # type: ignore[arg-type]  # grpc.aio's kind of behaviour
+            answer_known,  # grpc.aio's kind of behaviour
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )

@@ -62,7 +62,7 @@ def credentials(context: Context) -> Credentials:
     return Credentials(tokens, names_of_auth_context(context.auth_context()))
 
 
-class Handlers(grpc.GenericRpcHandler[bytes, bytes]):
+class Handlers(grpc.GenericRpcHandler):
     """Gives every call of the contract to `calls` as bytes: what cannot be parsed is refused like everything else.
 
     A unary answer is a stream of one message: on the wire they are the same.
@@ -79,4 +79,4 @@ class Handlers(grpc.GenericRpcHandler[bytes, bytes]):
         async def behave(body: bytes, context: Context) -> None:
             await self._calls.serve(path, body, GrpcTransport(context))
 
-        return grpc.unary_stream_rpc_method_handler(behave)  # type: ignore[arg-type]  # written, not yielded
+        return grpc.unary_stream_rpc_method_handler(behave)  # written, not yielded

@@ -33,7 +33,7 @@ class WebServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=75,
-                **({} if tls is None else {"ssl_context_factory": lambda *_: tls}),
+                ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
         self._task: asyncio.Task[None] | None = None
