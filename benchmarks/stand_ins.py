@@ -29,7 +29,6 @@ STOOD_IN = (
     "importlib_metadata",
     "platformdirs",
     "pydantic",
-    "pydantic_settings",
     "structlog",
 )
 FORCED = "BENCH_STAND_INS"  # set: the stand-ins come first, which is how they are tested
@@ -114,8 +113,8 @@ class LRUCache(OrderedDict[Any, Any]):
         super().__delitem__(key)
 
 
-class BaseSettings:
-    """pydantic's settings, not validated: the class's defaults, then what is given, in the default's type."""
+class BaseModel:
+    """pydantic's model, not validated: the class's defaults, then what is given, in the default's type."""
 
     model_fields: dict[str, Any]
 
@@ -148,8 +147,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "imagecodecs": {"png_encode": png_encode},
     "importlib_metadata": vars(importlib.metadata),
     "platformdirs": {"user_cache_path": lambda name: Path.home() / ".cache" / name},
-    "pydantic": {"ValidationError": ValidationError, "Field": Nothing()},
-    "pydantic_settings": {"BaseSettings": BaseSettings, "SettingsConfigDict": dict},
+    "pydantic": {"BaseModel": BaseModel, "ConfigDict": dict, "ValidationError": ValidationError},
     "structlog": {"get_logger": lambda *_: Log()},
 }
 

@@ -1,88 +1,208 @@
-"""argv and environment once -> Config -> serve -> exit code."""
+"""argv and environment once -> Config -> a command -> exit code. Takes charge of signals and streams first.
 
-import argparse
-import asyncio
-import logging
+Everything else is imported where it is used: a signal may come at any moment, and a command needs its own extra only.
+"""
+
 import os
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
+from kleinserve import process
 
-from kleinserve.config import BadConfig, Config, load
-from kleinserve.errors import UnusableCheckpoint
+if TYPE_CHECKING:
+    import argparse
+
+    from kleinserve.config import Config
+
+EXTRAS = {  # by module; all others are of `server`
+    "multipart": "web",
+    "python_multipart": "web",
+    "starlette": "web",
+    "uvicorn": "web",
+    "opentelemetry": "tracing",
+    "ray": "ray",
+    "torchao": "fp8",
+}
+FLUSH_SECONDS = 1.0  # for the log's last lines
 
 
 def main() -> None:
-    """`kleinserve serve`: exit code 0 when drained, 2 for a setting or a checkpoint that cannot be served."""
+    """Exit code 0: done, or drained; 1: unforeseen, the log says what; 2: a setting, a checkpoint, a port or a missing
+    extra, one line on standard error says which; 130, 143: a signal at the start, or a second one.
+    """
+    process.end_on_signals()
+    process.open_standard_streams()
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(argv: list[str]) -> int:
+    from kleinserve.errors import BadConfig, UnusableCheckpoint
+
     try:
-        overrides, file = _arguments()
-        config = load(overrides, file)
-        sys.exit(_serve(config))
+        arguments = _parser().parse_args(argv)
+        return int(arguments.command(arguments))
     except (BadConfig, UnusableCheckpoint) as error:
-        print(f"kleinserve: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a port that is taken
-        print(f"kleinserve: {error}", file=sys.stderr)
-        sys.exit(2)
+        process.say(f"kleinserve: {error}")
+        return 2
+    except ModuleNotFoundError as error:
+        root = (error.name or "").partition(".")[0]
+        process.say(f"kleinserve: {root} is not installed: pip install 'klein-serve[{EXTRAS.get(root, 'server')}]'")
+        return 2
+    except BrokenPipeError:  # `kleinserve usage export | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter's last flush fails again
+        return 1
+    except Exception as error:
+        process.say(f"kleinserve: {type(error).__name__}: {error}")
+        return 1
 
 
-def _arguments() -> tuple[dict[str, Any], Path | None]:
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
     parser = argparse.ArgumentParser(prog="kleinserve", description="Serve a FLUX.2 [klein] model over gRPC.")
-    serve = parser.add_subparsers(dest="command", required=True).add_parser("serve", help="serve until SIGTERM")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    token = commands.add_parser("token", help="make a token for a caller")
+    token.add_argument("name", metavar="NAME")
+    token.set_defaults(command=_token)
+    usage = commands.add_parser("usage", help="the ledger").add_subparsers(required=True, metavar="COMMAND")
+    export = usage.add_parser("export", help="print usage records, in the order of their commits")
+    export.add_argument("--after", default="", metavar="CURSOR", help="begin after this cursor")
+    export.add_argument("--follow", action="store_true", help="wait for more at the end")
+    prune = usage.add_parser("prune", help="delete old usage records")
+    prune.add_argument("--before", required=True, metavar="DATE", help="the first day to keep, as 2026-01-31, in UTC")
+    migrate = usage.add_parser("migrate", help="bring the ledger's tables up to date")
+    for command, run in ((export, _export), (prune, _prune), (migrate, _migrate)):
+        _add_config(command)
+        command.set_defaults(command=run)
+    envoy = commands.add_parser("envoy-config", help="print a configuration of Envoy before several servers")
+    envoy.add_argument(
+        "--replica", action="append", required=True, metavar="HOST:PORT", help="a server; may be repeated"
+    )
+    envoy.add_argument("--port", type=int, default=50050, help="Envoy's own (50050)")
+    envoy.add_argument("--tls-certificate", metavar="FILE")
+    envoy.add_argument("--tls-key", metavar="FILE")
+    envoy.set_defaults(command=_envoy)
+    return parser
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="serve until SIGTERM")
     serve.add_argument("--model", help="mini (default), a directory, a hub id, geometry:klein-4b or geometry:DIR")
-    serve.add_argument("--host", help="address of both ports (127.0.0.1)")
-    serve.add_argument("--port", type=int, help="gRPC port (50051); 0 picks a free one")
-    serve.add_argument("--metrics-port", type=int, help="HTTP port of /metrics, /healthz, /readyz (9464)")
+    serve.add_argument("--host", help="address of all ports (127.0.0.1)")
+    serve.add_argument("--port", help="gRPC port (50051); 0 picks a free one")
+    serve.add_argument("--metrics-port", help="HTTP port of /metrics, /healthz, /readyz (9464)")
+    serve.add_argument("--web-port", help="HTTP port of gRPC-Web, playground and OpenAI's API (off)")
+    serve.add_argument("--web-origins", metavar="ORIGIN,…", help="other pages whose scripts may use the web port")
     serve.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     serve.add_argument("--dtype", help="auto, float32 or bfloat16")
     serve.add_argument("--memory", help="auto, resident or offload")
     serve.add_argument("--compile", help="auto (on CUDA), on or off")
     serve.add_argument("--quantize", help="none or fp8 (CUDA, needs torchao)")
-    serve.add_argument("--config", type=Path, help="a TOML file of settings; see server/kleinserve/config.py")
-    given = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
-    given.pop("command")
-    file = given.pop("config", None)
-    return given, file
+    serve.add_argument("--backend", help="local (default) or ray")
+    serve.add_argument("--callers", metavar="FILE", help="TOML: who may call; without it everyone may")
+    serve.add_argument("--tls-certificate", metavar="FILE", help="PEM, with its chain")
+    serve.add_argument("--tls-key", metavar="FILE", help="PEM")
+    serve.add_argument("--tls-client-ca", metavar="FILE", help="PEM: clients need a certificate of this CA")
+    serve.add_argument(
+        "--insecure", action="store_const", const=True, help="a host that others reach, without the above"
+    )
+    _add_config(serve)
+    serve.set_defaults(command=_serve)
 
 
-def _serve(config: Config) -> int:
-    _configure_logging(config)
+def _add_config(command: "argparse.ArgumentParser") -> None:
+    command.add_argument("--ledger", help="sqlite (default), a SQLAlchemy URL or none")
+    command.add_argument("--config", metavar="FILE", help="a TOML file of settings; see server/kleinserve/config.py")
+
+
+def _config(arguments: "argparse.Namespace") -> "Config":
+    """The settings of the command line's flags of the same name, with environment and file. Raises: BadConfig."""
+    from pathlib import Path
+
+    from kleinserve.config import Config, load
+
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    file = Path(given["config"]) if "config" in given else None
+    return load({name: value for name, value in given.items() if name in Config.model_fields}, file)
+
+
+def _serve(arguments: "argparse.Namespace") -> int:
+    config = _config(arguments)
+    process.limit_arenas(config.malloc_arenas)
+    home = process.settle_home()
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("DIFFUSERS_VERBOSITY", "error"),  # it imports torchao where that is installed, which tells of its kernels
+        ("GRPC_VERBOSITY", "NONE"),  # gRPC's C core writes to file 2 itself, which may block
+    ):
+        os.environ.setdefault(name, value)
+    import structlog
+
+    from kleinserve.errors import BadConfig, UnusableCheckpoint
+    from kleinserve.logs import configure
+
+    logs = configure(config)
+    process.end_on_signals(lambda: logs.close(FLUSH_SECONDS))
     log = structlog.get_logger()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # diffusers imports torchao where it is installed, and both
-    for talkative in ("torchao", "torch.utils._pytree"):  # tell of kernels that are not for this machine
-        logging.getLogger(talkative).setLevel(logging.ERROR)
-    # After the configuration is known to be good: torch takes seconds to import.
-    from kleinserve.engine import checkpoint
-    from kleinserve.engine.engine import Engine
-    from kleinserve.rpc.server import serve
+    try:
+        if home is not None:
+            log.warning(
+                "no home: caches, and without a name the ledger too, are in a temporary folder", folder=str(home)
+            )
+        # After the configuration is known to be good: torch takes seconds to import.
+        from kleinserve.app import run
 
-    engine = Engine(checkpoint.find(config.model), config)
-    log.info(
-        "loaded",
-        **config.model_dump(),
-        torch_threads=config.torch_threads,
-        is_compiled=engine.is_compiled,
-        memory_chosen=engine.plan.reason,
-    )
-    return asyncio.run(serve(engine, config, lambda line: print(line, flush=True)))
+        code = run(config, logs)
+    except (BadConfig, UnusableCheckpoint):
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("kleinserve"):
+            raise
+        log.critical("failed", exc_info=error)
+        code = 1
+    finally:
+        process.end_on_signals()  # an event loop that ended put back Python's own
+        logs.close(FLUSH_SECONDS)
+    # What must end has ended. The interpreter's own end stops threads within C++ frames, and may abort on the way.
+    os._exit(code)
 
 
-def _configure_logging(config: Config) -> None:
-    """One line per event on standard error: JSON, or coloured for a person."""
-    rendered = structlog.processors.JSONRenderer() if config.log_format == "json" else structlog.dev.ConsoleRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            rendered,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
+def _token(arguments: "argparse.Namespace") -> int:
+    from kleinserve.identity import tokens
+
+    return tokens.main(arguments.name)
+
+
+def _export(arguments: "argparse.Namespace") -> int:
+    from kleinserve.usage import commands
+
+    return commands.export(_config(arguments), after=arguments.after, follow=arguments.follow)
+
+
+def _prune(arguments: "argparse.Namespace") -> int:
+    from datetime import date
+
+    from kleinserve.errors import BadConfig
+    from kleinserve.usage import commands
+
+    try:
+        before = date.fromisoformat(arguments.before)
+    except ValueError:
+        raise BadConfig(f"--before {arguments.before!r} is no date such as 2026-01-31") from None
+    return commands.prune(_config(arguments), before=before)
+
+
+def _migrate(arguments: "argparse.Namespace") -> int:
+    from kleinserve.usage import commands
+
+    return commands.migrate(_config(arguments))
+
+
+def _envoy(arguments: "argparse.Namespace") -> int:
+    from kleinserve.web import envoy
+
+    return envoy.main(arguments.replica, arguments.port, arguments.tls_certificate, arguments.tls_key)
 
 
 if __name__ == "__main__":

@@ -3,74 +3,167 @@
 Sources, strongest first: command line, environment (`KLEINSERVE_` + upper-case name), the TOML file of `--config`.
 """
 
+import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kleinserve import process
+from kleinserve.errors import BadConfig as BadConfig
+from kleinserve.errors import quoted
 
 ENVIRONMENT_PREFIX = "KLEINSERVE_"
 MIB = 1024 * 1024
 
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-PortNumber = Annotated[int, Field(ge=0, le=65535)]
+CountOrNone = Annotated[int, Field(ge=0)]  # 0: none, or as the line says
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]  # 0: none, or as the line says
+PortNumber = Annotated[int, Field(ge=0, le=65535)]  # 0: picks a free one
 
 
-class BadConfig(Exception):
-    """A setting that is unknown, unparsable or out of range: one line, exit code 2."""
+def _host(given: object) -> object:
+    """A host without the brackets of an address of version 6."""
+    if not isinstance(given, str):
+        return given
+    host = given[1:-1] if given.startswith("[") and given.endswith("]") else given
+    if ":" in host or host != given:
+        ipaddress.IPv6Address(host)  # raises ValueError, also for HOST:PORT
+    if not host or re.search(r"[\s/\[\]]", host):
+        raise ValueError("is no name and no address")
+    return host
 
 
-class Config(BaseSettings):
+def _origins(given: object) -> object:
+    """A list of origins, or a string with commas between them."""
+    origins = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+    for origin in origins if isinstance(origins, list | tuple) else ():
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:\d+)?|https?://\[[0-9a-f:.]+\](:\d+)?", str(origin)):
+            raise ValueError(f"{quoted(origin)} is no origin as browsers send it: https://name or https://name:port")
+    return origins
+
+
+class Config(BaseModel):
     """The server's settings; field names are the keys of the TOML file."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b | geometry:DIR
-    host: str = "127.0.0.1"
+    host: Annotated[str, BeforeValidator(_host)] = "127.0.0.1"  # a name or an address; `::` is IPv4 too
     port: PortNumber = 50051
     metrics_port: PortNumber = 9464  # plain HTTP on `host`: /metrics, /healthz, /readyz
+    web_port: PortNumber | None = None  # gRPC-Web, the playground and OpenAI's API on `host`; absent: off
+    web_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()  # other pages that may call it
+    backend: Literal["local", "ray"] = "local"
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
     memory: Literal["auto", "resident", "offload"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA. On a CPU it starts half a minute later
     quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
-    threads: Annotated[int, Field(ge=0)] = 0  # torch's threads; 0: all cores but one, at least 1
+    threads: CountOrNone = 0  # torch's threads; 0: all cores that the process may use but one, at least 1
     codec_threads: Count = 2  # image decoding and encoding
+    malloc_arenas: CountOrNone = 1  # of glibc: with more, memory that was freed stays with the process; 0: glibc's own
     mu_policy: Literal["official", "fixed", "clamp"] = "official"  # how the schedule is shifted, see engine/schedule.py
 
-    step_tokens_max: Annotated[int, Field(ge=0)] = 0  # of one step, a larger request steps alone; 0: by calibration
+    callers: Path | None = None  # TOML: who may call, with what; absent: everyone is `anonymous`
+    tls_certificate: Path | None = None  # PEM, with the chain; this and the key: TLS on the gRPC and the web port
+    tls_key: Path | None = None  # PEM
+    tls_client_ca: Path | None = None  # PEM; every connection then needs a certificate of this CA
+    insecure: bool = False  # allow a host that others reach without callers and TLS: behind a mesh that does both
+
+    ledger: Annotated[str, Field(repr=False)] = (
+        "sqlite"  # sqlite (usage.db in the user's data) | a SQLAlchemy URL | none
+    )
+    key_seconds: Seconds = 86_400.0  # an idempotency key is known this long
+    keys_max: Count = 1_000_000  # the oldest go first; about 300 bytes each
+    kept_bytes_max: CountOrNone = 512 * MIB  # of finished images that their keys fetch again; an eighth a caller
+    kept_seconds: SecondsOrNone = 600.0  # they are kept this long
+    latent_previews: bool = True  # who decodes a late one himself and cancels has a picture for nothing
+
+    step_tokens_max: CountOrNone = 0  # of one step, a larger request steps alone; 0: by calibration
     decode_pixels_max: Count = 4_194_304  # pixels in one VAE decode; a larger picture is decoded in tiles
-    prompt_cache_bytes_max: Annotated[int, Field(ge=0)] = 256 * MIB
-    reference_cache_bytes_max: Annotated[int, Field(ge=0)] = 256 * MIB
+    prompt_cache_bytes_max: CountOrNone = 256 * MIB
+    reference_cache_bytes_max: CountOrNone = 256 * MIB
 
     queue_requests_max: Count = 256
     queue_bytes_max: Count = 1024 * MIB  # of waiting requests, as sent and with their references decoded
     request_bytes_max: Count = 44 * MIB  # gRPC's receive limit: 4 references of 10 MiB and room to spare
     max_steps: Count = 50
     chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = MIB  # every language's default message limit is 4 MiB
+    write_piece_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # one write: 2 KiB/s never stalls
     reference_bytes_max: Count = 10 * MIB
     reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
+    intake_workers: Annotated[int, Field(ge=0)] = 0  # processes that decode references; 0: 2, or 1 where one core is ours
+    intake_seconds_max: Seconds = 5.0  # of processor, for one reference
+    intake_pixel_bytes_max: Count = 24  # memory for decoding one, per pixel by its header; 20 is the most seen (WebP)
     reader_stall_seconds: Seconds = 60.0
     deadline_admission: bool = True  # refuse what cannot meet its deadline; else only end it when it has passed
-    deadline_margin_seconds: Annotated[float, Field(ge=0)] = 0.05  # so that our answer arrives before the deadline
+    deadline_margin_seconds: SecondsOrNone = 0.05  # so that our answer arrives before the deadline
+    keepalive_seconds: SecondsOrNone = 10.0  # a silent connection is asked whether it lives; 0: never
+    keepalive_timeout_seconds: Seconds = 10.0  # and ends after this: a client that vanished is noticed within the sum
+    max_connection_age_seconds: SecondsOrNone = (
+        0.0  # then a connection is told to go, so that balancers spread; 0: never
+    )
+    max_connection_grace_seconds: SecondsOrNone = 0.0  # streams of such a connection are cut after this; 0: never
     drain_grace_seconds: Seconds = 30.0
-    drain_notice_seconds: Annotated[float, Field(ge=0)] = 0.0  # NOT_SERVING this long before requests are refused
+    drain_notice_seconds: SecondsOrNone = 0.0  # NOT_SERVING this long before requests are refused
 
     price_version: str = "2026-01"
-    price_first_output_megapixel_microusd: Annotated[int, Field(ge=0)] = 14_000
-    price_further_output_megapixel_microusd: Annotated[int, Field(ge=0)] = 1_000
-    price_reference_megapixel_microusd: Annotated[int, Field(ge=0)] = 0
+    price_first_output_megapixel_microusd: CountOrNone = 14_000
+    price_further_output_megapixel_microusd: CountOrNone = 1_000
+    price_reference_megapixel_microusd: CountOrNone = 0
 
     log_format: Literal["json", "console"] = "json"
     log_prompts: bool = False  # prompts are callers' data
+    slow_request_seconds: SecondsOrNone = 30.0  # a request that takes longer gets a log line; 0: none does
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key are needed together")
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if not (self.is_loopback or self.insecure or (self.callers and self.tls_certificate)):
+            raise ValueError(
+                f"host {quoted(self.host)} can be reached by others: it needs --callers and --tls-certificate with "
+                "--tls-key, or --insecure behind a mesh that does both"
+            )
+        if self.ledger not in ("sqlite", "none") and "://" not in self.ledger:
+            raise ValueError(f"ledger {quoted(masked(self.ledger))} is neither sqlite nor none nor a URL (--ledger)")
+        return self
 
     @property
     def torch_threads(self) -> int:
         """Threads for torch: the setting, or all cores but one, which the event loop and the codecs keep."""
-        return self.threads or max(1, (os.cpu_count() or 1) - 1)
+        return self.threads or max(1, process.cores() - 1)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches `host`. Of names only localhost is trusted to say so."""
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self.host.lower() == "localhost"
+        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+        return (mapped or address).is_loopback
+
+    def address(self, port: int) -> str:
+        """HOST:PORT as gRPC takes it and as it is announced, with brackets around an address of version 6."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting as it may be logged: plain values, secrets masked."""
+        return self.model_dump(mode="json") | {"ledger": masked(self.ledger)}
+
+
+def masked(text: str) -> str:
+    """A URL with *** in place of its password, also where that is a parameter; any other text as it is."""
+    text = re.sub(r"(://[^:/?@]*:).*@", r"\1***@", text, flags=re.DOTALL)
+    return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", text)
 
 
 def load(overrides: dict[str, Any], file: Path | None = None) -> Config:
@@ -96,10 +189,32 @@ def load(overrides: dict[str, Any], file: Path | None = None) -> Config:
         if ENVIRONMENT_PREFIX + name.upper() in os.environ
     }
     try:
-        return Config(**(settings | from_environment | overrides))
+        config = Config(**(settings | from_environment | overrides))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        given = "" if first["type"] == "extra_forbidden" else f" (given: {first['input']!r})"
-        problem = "unknown setting" if first["type"] == "extra_forbidden" else first["msg"]
-        raise BadConfig(f"setting {name}: {problem}{given}") from error
+        raise BadConfig(_problem(error)) from None  # whose text holds the values
+    _read(config)
+    return config
+
+
+def _problem(error: ValidationError) -> str:
+    """The first problem in one line, without secrets."""
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    if not name:
+        return message
+    if first["type"] == "extra_forbidden":
+        return f"setting {name}: unknown setting"
+    given = first["input"]
+    return f"setting {name}: {message} (given: {quoted(masked(given) if isinstance(given, str) else given)})"
+
+
+def _read(config: Config) -> None:
+    """Try each file that a setting names. Raises: BadConfig."""
+    for name in ("callers", "tls_certificate", "tls_key", "tls_client_ca"):
+        path: Path | None = getattr(config, name)
+        try:
+            if path is not None:
+                path.read_bytes()
+        except OSError as error:
+            raise BadConfig(f"setting {name}: cannot read {quoted(str(path))}: {error.strerror}") from error

@@ -211,3 +211,7 @@ class AcceleratorLost(Exception):
 
 class UnusableCheckpoint(Exception):
     """The model given to `--model` cannot be served: one line for the operator, exit code 2."""
+
+
+class BadConfig(Exception):
+    """A setting that is unknown, unparsable, out of range or cannot be honoured here: one line, exit code 2."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from kleinclient.channel import DEFAULT_TARGET
+from kleinclient.target import DEFAULT_TARGET
 
 FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 

@@ -1,0 +1,154 @@
+"""What the process finds around it: open files, signals, a home, cores, malloc. Knows nothing of what it serves.
+
+Imports little, so that the first lines of `main` can call it before anything heavy is loaded.
+"""
+
+import math
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+LINE_BYTES_MAX = 4096  # what a pipe that says it has room takes without blocking (PIPE_BUF)
+_M_ARENA_MAX = -8  # malloc.h
+
+
+def end_on_signals(last: Callable[[], None] = lambda: None) -> None:
+    """Have SIGINT and SIGTERM end the process at once after `last`, with a shell's exit code for them: 130, 143.
+
+    Never by an exception: it could surface anywhere. SIGHUP does nothing, for later it means "read the files again".
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        try:
+            last()
+        finally:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def open_standard_streams() -> None:
+    """Open files 0, 1 and 2 on /dev/null where they are closed: else a socket gets the number, and then our output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+
+
+def say(line: str, number: int = 2) -> None:
+    """Write one line to an open file: within a second, whole or cut at `LINE_BYTES_MAX`, or not at all."""
+    text = " ".join(line.split()).encode(errors="backslashreplace")
+    with suppress(OSError, ValueError):
+        if (number != 2 or sys.__stderr__ is not None) and select.select([], [number], [], 1.0)[1]:
+            os.write(number, text[: LINE_BYTES_MAX - 1] + b"\n")
+
+
+def settle_home() -> Path | None:
+    """Give a user who has neither name nor home (a bare number, as clusters assign) one of each.
+
+    A home that cannot be written is replaced for caches; for everything, the usage ledger too, only where the user has
+    no name either. Returns the folder, the same at every start, or None where there was nothing to do.
+    """
+    import pwd
+
+    has_name = True
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        has_name = False
+    if not has_name and not any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        os.environ["USER"] = f"uid{os.getuid()}"  # getpass.getuser() would raise
+    home = os.path.expanduser("~")
+    if os.path.isabs(home) and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return None
+    folder = _private_folder()
+    if folder is not None:
+        if not has_name:
+            os.environ["HOME"] = str(folder)
+        os.environ.setdefault("XDG_CACHE_HOME", str(folder / ".cache"))
+        os.environ.setdefault("HF_HOME", str(folder / ".cache" / "huggingface"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(folder / ".cache" / "triton"))
+    return folder
+
+
+def _private_folder() -> Path | None:
+    """A folder for this user alone in the temporary directory; None where nothing can be written."""
+    import tempfile
+
+    try:
+        folder = Path(tempfile.gettempdir()) / f"kleinserve-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:  # another's trap
+            return Path(tempfile.mkdtemp(prefix="kleinserve-"))
+    except OSError:
+        return None
+    return folder
+
+
+def limit_arenas(arenas: int) -> bool:
+    """Have glibc's malloc use this many arenas (0: as it likes), unless its own variables say how many.
+
+    To be called before there are threads. False where it is not so: another libc, or the variables.
+    """
+    import ctypes
+
+    if arenas == 0 or "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, arenas))
+    except (AttributeError, OSError):
+        return False
+
+
+def cores(member: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores that this process may use, at least 1: by affinity and by every cgroup's quota above it, rounded up."""
+    try:
+        allowed = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        allowed = os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(member, root))]))
+
+
+def _quotas(member: Path, root: Path) -> Iterator[float]:
+    """The cores that each cgroup of version 1 or 2 around the process grants it, where they grant less than all."""
+    try:
+        lines = member.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            tops, read = (root, root / "unified"), _quota_v2
+        elif "cpu" in controllers.split(","):
+            tops, read = (root / controllers, root / "cpu"), _quota_v1
+        else:
+            continue
+        # Within a container the path may be the host's: then only the top is there, and it is the container's own.
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for top in tops:
+            for depth in range(len(parts) + 1):
+                with suppress(OSError, ValueError, ZeroDivisionError):
+                    yield from read(top.joinpath(*parts[:depth]))
+
+
+def _quota_v2(group: Path) -> Iterator[float]:
+    quota, period = (group / "cpu.max").read_text().split()
+    if quota != "max":
+        yield int(quota) / int(period)
+
+
+def _quota_v1(group: Path) -> Iterator[float]:
+    quota = int((group / "cpu.cfs_quota_us").read_text())
+    if quota > 0:
+        yield quota / int((group / "cpu.cfs_period_us").read_text())
