@@ -4,9 +4,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from kleinserve.config import BadConfig
 from kleinserve.core import ANONYMOUS, Caller
-from kleinserve.errors import Unauthenticated
+from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Credentials, Everyone
 from kleinserve.identity.callers import Callers, load, watch_callers
 

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 from kleinserve.identity.certificates import CertificateFiles, serving_context, watch_certificates
 from kleinserve.identity.names import names_of_peer_certificate
 from structlog.testing import capture_logs

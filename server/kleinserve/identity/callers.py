@@ -13,9 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from kleinserve.config import BadConfig
 from kleinserve.core import Caller
-from kleinserve.errors import Unauthenticated
+from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Credentials
 from kleinserve.identity.reload import Read, Watched
 

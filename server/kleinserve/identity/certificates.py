@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 from kleinserve.identity.reload import Read, Watched
 
 WARN_BEFORE = timedelta(days=14)
