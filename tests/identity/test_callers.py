@@ -150,6 +150,10 @@ def test_replica_token(tmp_path: Path) -> None:
         watched.reload()
     assert "unlisted" not in str(refused.value)
     assert watched.value.replica_token() == "next"
+    file.write_text(FILE)
+    assert watched.reload()
+    (tmp_path / "token").write_text("no longer of any interest")
+    assert not watched.reload()
     assert loaded(FILE).replica_token() is None
 
 
