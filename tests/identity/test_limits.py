@@ -169,7 +169,7 @@ class Model:
         return debt
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(STEPS)
 def test_as_if_never(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, a request fits exactly when it would if what came back had never been taken."""
@@ -202,6 +202,7 @@ def test_as_if_never(steps: list[tuple[str, int]]) -> None:
                     assert model.debt(clock.now + wait - 1_000_000) > (limit - value) * GRAINS
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 5 * SECOND), st.integers(1, 4)), max_size=100))
 def test_rate(limit: int, arrivals: list[tuple[int, int]]) -> None:
     """Over any span, what is admitted is at most the bucket and its refill: to the megapixel, without rounding."""
