@@ -36,6 +36,21 @@ def pem(ca: trustme.CA) -> bytes:
     return ca.cert_pem.bytes()
 
 
+def imitation(ca: trustme.CA) -> trustme.CA:
+    """Another authority that carries `ca`'s name, with a key of its own."""
+    name = x509.load_pem_x509_certificate(pem(ca)).subject
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now - DAY, now + DAY)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    encoded = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return trustme.CA.from_pem(certificate.public_bytes(serialization.Encoding.PEM), encoded)
+
+
 def leaf(
     ca: trustme.CA,
     *names: x509.GeneralName,

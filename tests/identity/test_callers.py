@@ -4,9 +4,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from kleinserve.config import BadConfig
 from kleinserve.core import ANONYMOUS, Caller
-from kleinserve.errors import Unauthenticated
+from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Credentials, Everyone
 from kleinserve.identity.callers import Callers, load, watch_callers
 
@@ -151,6 +150,10 @@ def test_replica_token(tmp_path: Path) -> None:
         watched.reload()
     assert "unlisted" not in str(refused.value)
     assert watched.value.replica_token() == "next"
+    file.write_text(FILE)
+    assert watched.reload()
+    (tmp_path / "token").write_text("no longer of any interest")
+    assert not watched.reload()
     assert loaded(FILE).replica_token() is None
 
 

@@ -1,6 +1,7 @@
 """identity/certificates.py: files that fit together, and a socket of Python's `ssl` that serves the newest."""
 
 import asyncio
+import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 from kleinserve.identity.certificates import CertificateFiles, serving_context, watch_certificates
 from kleinserve.identity.names import names_of_peer_certificate
 from structlog.testing import capture_logs
@@ -158,11 +159,12 @@ async def test_serving_context(files: CertificateFiles, ca: trustme.CA, tmp_path
     server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=serving_context(lambda: watched.value))
     port = server.sockets[0].getsockname()[1]
     new_ca, client = trustme.CA(), leaf(ca, URI("spiffe://prod/web"), DNS("web.internal"), common_name="admin")
-    new_client = leaf(new_ca, URI("spiffe://prod/new"))
+    new_client, cut = leaf(new_ca, URI("spiffe://prod/new")), leaf(ca, DNS("web.internal\0.evil.example"))
     async with server:
         reader, writer = await opened(port, pem(ca), client, directory)
         assert await reader.readline() == b"URI:spiffe://prod/web DNS:web.internal\n"
         assert (await seen(port, pem(ca), new_client, directory)).startswith("the server refused")
+        assert await seen(port, pem(ca), cut, directory) == "DNS:web.internal\0.evil.example"
 
         leaf(new_ca, *LOCAL).write(tmp_path)
         write(tmp_path / "ca.pem", pem(new_ca))
@@ -174,6 +176,29 @@ async def test_serving_context(files: CertificateFiles, ca: trustme.CA, tmp_path
         assert await reader.readline() == b"still here\n"
         writer.close()
         await writer.wait_closed()
+
+
+async def test_no_resumption(files: CertificateFiles, ca: trustme.CA, tmp_path: Path) -> None:
+    """A client that comes back with its session is verified anew: by the CA of now, not by that of its first time."""
+    client = leaf(ca, URI("spiffe://prod/web")).write(made(tmp_path / "client"))
+    context = ssl.create_default_context(cadata=pem(ca).decode())
+    context.load_cert_chain(*client)
+
+    def session(port: int, old: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+        raw = socket.create_connection(("127.0.0.1", port))
+        with context.wrap_socket(raw, server_hostname="localhost", session=old) as connection:
+            assert connection.recv(100) == b"URI:spiffe://prod/web\n"  # with it a ticket would have come
+            return connection.session, bool(connection.session_reused)
+
+    def resumes(port: int) -> bool:
+        first, _ = session(port, None)
+        return session(port, first)[1]
+
+    certificates = watch_certificates(files).value
+    async with await asyncio.start_server(echo, "127.0.0.1", 0, ssl=certificates.context) as plain:
+        assert await asyncio.to_thread(resumes, plain.sockets[0].getsockname()[1])  # this test can see a resumption
+    async with await asyncio.start_server(echo, "127.0.0.1", 0, ssl=serving_context(lambda: certificates)) as server:
+        assert not await asyncio.to_thread(resumes, server.sockets[0].getsockname()[1])
 
 
 def made(directory: Path) -> Path:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kleinserve.core import ANONYMOUS, Caller
 from kleinserve.errors import QuotaExceeded
@@ -124,6 +124,15 @@ def test_new_limits(quota: Quota, clock: Clock) -> None:
     assert refused(quota, replace(WEB, requests_max=2), 0).limit == "requests_max"
 
 
+def test_new_refill(quota: Quota, clock: Clock) -> None:
+    """From the first request that a raised limit judges, refused or not, the bucket refills as the limit says."""
+    quota.admit(WEB, 4)
+    raised = replace(WEB, megapixels_per_minute=8)
+    assert refused(quota, raised, 8).retry_seconds == 30.0
+    clock.now += 30 * SECOND
+    quota.admit(raised, 8)
+
+
 def test_credit_is_not_saved(quota: Quota, clock: Clock) -> None:
     """Requests that waited for minutes and never ran bring back no more than the minutes have not repaid already."""
     caller = replace(WEB, requests_max=None)
@@ -137,17 +146,13 @@ def test_credit_is_not_saved(quota: Quota, clock: Clock) -> None:
     assert refused(quota, caller, 1).retry_seconds == 15.0
 
 
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("admit"), st.integers(0, 9)),
-        st.tuples(st.just("wait"), st.integers(0, 2 * MINUTE_NANOSECONDS)),
-        st.tuples(st.just("wait"), st.integers(0, 20).map(lambda seconds: seconds * SECOND)),
-        st.tuples(st.just("keep"), st.integers(0, 9)),
-        st.tuples(st.just("return"), st.integers(0, 9)),
-        st.tuples(st.just("limit"), st.integers(1, 9)),
-    ),
-    max_size=60,
+ADMIT = st.tuples(st.just("admit"), st.integers(1, 5))
+END = st.tuples(st.sampled_from(["keep", "return"]), st.integers(0, 9))
+WAIT = st.tuples(
+    st.just("wait"), st.integers(0, 25 * SECOND) | st.integers(0, 25).map(lambda seconds: seconds * SECOND)
 )
+LIMIT = st.tuples(st.just("limit"), st.integers(2, 9))
+STEPS = st.lists(st.one_of(ADMIT, ADMIT, END, END, WAIT, LIMIT), min_size=8, max_size=60)
 
 
 class Model:
@@ -164,6 +169,7 @@ class Model:
         return debt
 
 
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(STEPS)
 def test_as_if_never(steps: list[tuple[str, int]]) -> None:
     """Whatever happens, a request fits exactly when it would if what came back had never been taken."""
@@ -179,7 +185,7 @@ def test_as_if_never(steps: list[tuple[str, int]]) -> None:
             grant, entry = open_grants.pop(value % len(open_grants))
             grant.release(ran=what == "keep", by_server=False)
             entry[1] = entry[1] if what == "keep" else 0
-        elif what == "admit" and value:
+        elif what == "admit":
             limit = caller.megapixels_per_minute
             assert limit is not None
             if value <= limit:  # else it never fits, and the new limit has not been used yet
@@ -196,6 +202,7 @@ def test_as_if_never(steps: list[tuple[str, int]]) -> None:
                     assert model.debt(clock.now + wait - 1_000_000) > (limit - value) * GRAINS
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 5 * SECOND), st.integers(1, 4)), max_size=100))
 def test_rate(limit: int, arrivals: list[tuple[int, int]]) -> None:
     """Over any span, what is admitted is at most the bucket and its refill: to the megapixel, without rounding."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 from kleinserve.identity.reload import Read, Reloads, Watched
 from structlog.testing import capture_logs
 

@@ -13,9 +13,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from kleinserve.config import BadConfig
 from kleinserve.core import Caller
-from kleinserve.errors import Unauthenticated
+from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Credentials
 from kleinserve.identity.reload import Read, Watched
 
@@ -87,8 +86,8 @@ class Callers:
         replica_token: str | None = None,
     ):
         """`tokens`: names by digest; `certificates`: names by alternative name; REPLICAS is a name here too."""
-        self._callers, self._tokens, self._certificates = callers, tokens, certificates
-        self._replica_token = replica_token
+        self._callers, self._certificates, self._replica_token = callers, certificates, replica_token
+        self._tokens = [(digest.encode(), name) for digest, name in tokens.items()]
 
     def caller(self, credentials: Credentials) -> Caller:
         """Who calls. Raises: Unauthenticated, whose message tells nothing of the token and of who is known."""
@@ -134,11 +133,9 @@ class Callers:
         scheme, _, token = authorization[0].strip().partition(" ") if authorization else ("", "", "")
         if scheme.lower() != "bearer":
             return None
-        digest, found = token_digest(token.strip()), None
-        for known, name in self._tokens.items():
-            if hmac.compare_digest(known, digest):
-                found = name
-        return found
+        digest = token_digest(token.strip()).encode()
+        found = [name for known, name in self._tokens if hmac.compare_digest(known, digest)]
+        return found[0] if found else None
 
 
 class WatchedCallers:

@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 from kleinserve.identity.reload import Read, Watched
 
 WARN_BEFORE = timedelta(days=14)
@@ -65,7 +65,8 @@ def load(files: CertificateFiles, read: Read) -> Certificates:
 def serving_context(newest: Callable[[], Certificates]) -> ssl.SSLContext:
     """A context for a listening socket whose every handshake uses the newest certificates and client CA.
 
-    Whether clients need a certificate is settled here, once.
+    TLS 1.3 without tickets: a session that was resumed would be judged by the CA of its first handshake. Whether
+    clients need a certificate is settled here, once.
     """
 
     def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
@@ -74,6 +75,7 @@ def serving_context(newest: Callable[[], Certificates]) -> ssl.SSLContext:
     first = newest()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.verify_mode = first.context.verify_mode
+    context.minimum_version, context.num_tickets = ssl.TLSVersion.TLSv1_3, 0
     context.sni_callback = choose  # called for clients that send no name too
     return context
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from kleinserve.config import BadConfig
+from kleinserve.errors import BadConfig
 
 T = TypeVar("T")
 Read = Callable[[Path], bytes]  # raises BadConfig
