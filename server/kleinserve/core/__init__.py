@@ -4,6 +4,7 @@ Knows nothing of gRPC, torch or Pillow.
 """
 
 from kleinserve.core.caller import ANONYMOUS, Caller
+from kleinserve.core.demand import Demand
 from kleinserve.core.draft import Draft
 from kleinserve.core.events import (
     Accepted,
@@ -49,6 +50,7 @@ __all__ = [
     "Background",
     "Caller",
     "Completed",
+    "Demand",
     "Draft",
     "EncodedImage",
     "Event",
