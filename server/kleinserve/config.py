@@ -97,9 +97,7 @@ class Config(BaseModel):
     write_piece_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # one write: 2 KiB/s never stalls
     reference_bytes_max: Count = 10 * MIB
     reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
-    intake_workers: Annotated[int, Field(ge=0)] = (
-        0  # processes that decode references; 0: 2, or 1 where one core is ours
-    )
+    intake_workers: Annotated[int, Field(ge=0)] = 0  # processes that decode references; 0: 2, on one core 1
     intake_seconds_max: Seconds = 5.0  # of processor, for one reference
     intake_pixel_bytes_max: Count = 24  # memory for decoding one, per pixel by its header; 20 is the most seen (WebP)
     reader_stall_seconds: Seconds = 60.0
