@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ class Relay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # what waits in accept() is told, too
         self._listener.close()
         self.cut()
 
@@ -35,7 +37,8 @@ class Relay:
         for pair in pairs:
             for end in pair:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                end.shutdown(socket.SHUT_RD)
+                with suppress(OSError):  # the other side may have closed it
+                    end.shutdown(socket.SHUT_RD)
                 end.close()
 
     def _accept(self) -> None:
