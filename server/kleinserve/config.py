@@ -85,6 +85,8 @@ class Config(BaseModel):
     latent_previews: bool = True  # who decodes a late one himself and cancels has a picture for nothing
 
     step_tokens_max: CountOrNone = 0  # of one step, a larger request steps alone; 0: by calibration
+    running_requests_max: Count = 32  # begun and not yet decoded: the device holds something of each
+    watchdog_seconds: Seconds = 60.0  # a call of the engine that lasts longer, and ten times what is predicted, hangs
     decode_pixels_max: Count = 4_194_304  # pixels in one VAE decode; a larger picture is decoded in tiles
     prompt_cache_bytes_max: CountOrNone = 256 * MIB
     reference_cache_bytes_max: CountOrNone = 256 * MIB
