@@ -95,8 +95,7 @@ class Config(BaseModel):
     queue_bytes_max: Count = 1024 * MIB  # of waiting requests, as sent and with their references decoded
     request_bytes_max: Count = 44 * MIB  # gRPC's receive limit: 4 references of 10 MiB and room to spare
     max_steps: Count = 50
-    chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = MIB  # every language's default message limit is 4 MiB
-    write_piece_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # one write: 2 KiB/s never stalls
+    chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # of the image: a line of 2 KiB/s never stalls
     reference_bytes_max: Count = 10 * MIB
     reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
     intake_workers: Annotated[int, Field(ge=0)] = 0  # processes that decode references; 0: 2, on one core 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kleinserve.core import Progress
+from kleinserve.core import Pixels, Preview, Progress
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.ending import Ending, together
 from kleinserve.scheduler.engine import Engine
@@ -111,6 +111,7 @@ class Stepping:
     def _hand_out(self, works: list[Work]) -> None:
         """Tell what the step shows of each, then let the works go on."""
         told = [work for work in works for _ in together(lambda some: self._report(some[0]), [work], self._ending, int)]
+        told = self._show(told)
         for need in (Need.STEPS, Need.DECODE):
             on = [work for work in told if work.render.is_denoised == (need is Need.DECODE)]
             for work in self._queue.release(on, need) if on else ():
@@ -119,9 +120,25 @@ class Stepping:
     def _report(self, work: Work) -> None:
         if work.is_gone:
             return
-        render, wanted = work.render, work.request.options.preview
-        done, total = render.steps_done, render.total_steps
+        render = work.render
         work.touch()
-        self._outbox.progressed(work, Progress(done, total, self._forecast.remaining(work)))
-        if wanted.wants(done, total):
-            self._outbox.drew(work, self._engine.preview(render), done)
+        progress = Progress(render.steps_done, render.total_steps, self._forecast.remaining(work))
+        self._outbox.progressed(work, progress)
+
+    def _show(self, works: list[Work]) -> list[Work]:
+        """Hand out the pictures of those that want one, made together; returns the works that can go on."""
+        wanting = [work for work in works if not work.is_gone and _wants(work)]
+        drawn: dict[Work, Callable[[], Pixels | Preview]] = {}
+
+        def draw(some: list[Work]) -> None:
+            drawn.update(zip(some, self._engine.previews([work.render for work in some]), strict=True))
+
+        shown = set(together(draw, wanting, self._ending, int))
+        for work in shown:
+            self._outbox.drew(work, drawn[work], work.render.steps_done)
+        failed = set(wanting) - shown
+        return [work for work in works if work not in failed]
+
+
+def _wants(work: Work) -> bool:
+    return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)
