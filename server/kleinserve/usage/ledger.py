@@ -8,6 +8,10 @@ from kleinserve.core import Operation, UsageRecord
 from kleinserve.errors import NotImplementedHere
 
 
+class BadLedger(Exception):
+    """The database given to `--ledger` cannot be used: one line for the operator, exit code 2."""
+
+
 @dataclass(frozen=True)
 class UsageTotal:
     """What one caller used by one operation."""
