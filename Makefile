@@ -29,7 +29,7 @@ check: setup ## lint, types, import layers, proto checks
 fix: setup ## apply the formatters and the linter's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	cd proto && ../$(BIN)/buf format -w
+	$(BIN)/buf format -w
 
 serve: setup ## serve mini on port 50051
 	$(BIN)/kleinserve serve

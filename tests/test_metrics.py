@@ -23,6 +23,18 @@ CONTRACT = """
 | `klein_deadline_total` | counter | outcome |
 | `klein_accelerator_memory_bytes` | gauge | kind |
 | `klein_build_info` | gauge | version, model, device, dtype |
+| `klein_ledger_commit_seconds` | histogram | |
+| `klein_ledger_up` | gauge | |
+| `klein_ledger_dropped_total` | counter | |
+| `klein_kept_bytes` | gauge | |
+| `klein_kept_results` | gauge | |
+| `klein_replays_total` | counter | kind |
+| `klein_unauthenticated_total` | counter | why |
+| `klein_quota_refused_total` | counter | caller, limit |
+| `klein_reloads_total` | counter | what, outcome |
+| `klein_intake_seconds` | histogram | outcome |
+| `klein_log_dropped_total` | counter | |
+| `klein_predicted_wait_seconds` | gauge | |
 | `grpc_server_started_total` | counter | grpc_type, grpc_service, grpc_method |
 | `grpc_server_handled_total` | counter | grpc_type, grpc_service, grpc_method, grpc_code |
 | `grpc_server_handling_seconds` | histogram | grpc_type, grpc_service, grpc_method |
@@ -47,9 +59,10 @@ def used(metrics: Metrics) -> Metrics:
     metrics.ran("references", 0.3)
     metrics.ran("step", 0.2, 0.1)
     metrics.stepped(3, 768)
-    metrics.billable(Operation.EDIT, USAGE)
-    metrics.finished(Operation.EDIT, "OK", "", 1.5, has_deadline=True)
+    metrics.billable(Operation.EDIT, USAGE, "anonymous")
+    metrics.finished("edit", "OK", "", 1.5, has_deadline=True)
     metrics.accelerator_memory_bytes.labels("used").set(1)
+    metrics.quota_refused.labels("web", "requests_max").inc()
     metrics.rpc_started("server_stream", EDIT)
     metrics.rpc_handled("server_stream", EDIT, "OK", 1.5)
     return metrics
@@ -131,7 +144,7 @@ def test_deadlines_are_counted_by_outcome(
     metrics: Metrics, code: str, reason: str, has_deadline: bool, outcome: str | None
 ) -> None:
     """Every end is one request; with a deadline it was met, missed or refused, unless it ended for another reason."""
-    metrics.finished(Operation.GENERATE, code, reason, 0.1, has_deadline=has_deadline)
+    metrics.finished("generate", code, reason, 0.1, has_deadline=has_deadline)
     samples = scraped(metrics)
     assert samples[f"klein_requests_total{{{code},generate,{reason}}}"] == 1
     counted = {name: samples[f"klein_deadline_total{{{name}}}"] for name in ("met", "missed", "refused")}

@@ -2,52 +2,43 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
+from weakref import WeakSet
 
 import grpc
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 from kleinclient import answer, request
 from kleinclient.capabilities import Capabilities, capabilities
-from kleinclient.channel import DEFAULT_TARGET, OPTIONS, UNARY_SECONDS
+from kleinclient.connection import UNARY_SECONDS, Connection, Settings
+from kleinclient.errors import Cancelled
 from kleinclient.exchange import Exchange
 from kleinclient.request import Ask, Options, Reference
-from kleinclient.retry import Attempts, Retry
-from kleinclient.stream import AsyncImageStream
+from kleinclient.retry import Attempts
+from kleinclient.stream import AsyncImageStream, is_being_cancelled
 from kleinclient.usage import UsageRecord, UsageTotal, ask_records, ask_totals, record, totals
 
 Answer = TypeVar("Answer")
 
 
 class AsyncClient:
-    """A connection to a klein server.
+    """A connection to a klein server, for one event loop: the one that runs when it is first used.
 
         async with AsyncClient("localhost:50051") as klein:
             image = await klein.generate("a red circle", seed=7)
 
-    Everything is as with Client; streams are read with `async for`, everything else is awaited.
+    Everything is as with Client; streams are read with `async for`, everything else is awaited. It may be made before
+    the loop runs. The token's callable may be asynchronous.
     """
 
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
-        retry: Retry | None = None,
-    ):
-        self._target = target
-        self._metadata = tuple(metadata)
-        self._retry = retry or Retry()
-        self._channel = (
-            grpc.aio.secure_channel(target, credentials, OPTIONS)
-            if credentials
-            else grpc.aio.insecure_channel(target, OPTIONS)
-        )
-        self._images = image_pb2_grpc.ImageServiceStub(self._channel)
-        self._usage = usage_pb2_grpc.UsageServiceStub(self._channel)
+    def __init__(self, target: str | None = None, **settings: Unpack[Settings]):
+        self._connection = Connection(target, settings)
+        self._services: _Services | None = None
+        self._streams: WeakSet[AsyncImageStream] = WeakSet()
+        self._closing = asyncio.Event()
 
     def generate(self, prompt: str, **options: Unpack[Options]) -> AsyncImageStream:
         """Make an image of `prompt`. Raises: ValueError for an option that does not fit the wire."""
@@ -61,30 +52,37 @@ class AsyncClient:
         return self._stream(request.edit(prompt, references, options))
 
     def attach(self, idempotency_key: str, *, timeout: float | None = None) -> AsyncImageStream:
-        """The stream of a running or kept request, from its present state on."""
+        """The stream of a running or kept request, from its present state on. Raises: ValueError."""
         return self._stream(request.attach(idempotency_key, timeout))
 
     async def cancel(self, idempotency_key: str) -> None:
-        """End the request with this key, whoever reads it."""
-        await self._answer(self._images.Cancel, image_pb2.CancelRequest(idempotency_key=idempotency_key))
+        """End the request with this key, whoever reads it, and forget its image. Raises: ValueError."""
+        key = request.checked_key(idempotency_key)
+        await self._answer(lambda here: here.images.Cancel, image_pb2.CancelRequest(idempotency_key=key), key)
 
     async def capabilities(self) -> Capabilities:
         """What the server's model can do, and the limits of a request."""
-        return capabilities(await self._answer(self._images.GetCapabilities, image_pb2.GetCapabilitiesRequest()))
+        asked = image_pb2.GetCapabilitiesRequest()
+        return capabilities(await self._answer(lambda here: here.images.GetCapabilities, asked))
 
     async def usage(self, start: datetime, end: datetime, *, caller: str = "") -> tuple[UsageTotal, ...]:
         """Totals of the requests that ended in [start, end), by caller and operation."""
-        return totals((await self._answer(self._usage.GetUsage, ask_totals(start, end, caller))).totals)
+        asked = ask_totals(start, end, caller)
+        return totals((await self._answer(lambda here: here.usage.GetUsage, asked)).totals)
 
     def usage_records(
         self, start: datetime, end: datetime, *, caller: str = "", after_record_id: str = ""
     ) -> AsyncIterator[UsageRecord]:
-        """One record per request that ended in [start, end), oldest first; resumable after any record."""
+        """One record per request that ended in [start, end), oldest first, as they come; resumable after any record."""
         return self._records(ask_records(start, end, caller, after_record_id))
 
     async def close(self) -> None:
-        """Cancel what is under way and disconnect."""
-        await self._channel.close()
+        """Cancel what is under way and disconnect; who waits for it gets Cancelled."""
+        self._closing.set()
+        for stream in list(self._streams):
+            stream.close()
+        if self._services is not None:
+            await self._services.channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,28 +93,78 @@ class AsyncClient:
         await self.close()
 
     def _stream(self, ask: Ask) -> AsyncImageStream:
-        rpc = getattr(self._images, ask.rpc)
-        return AsyncImageStream(
-            lambda seconds: rpc(ask.message, timeout=seconds, metadata=self._metadata),
-            Exchange(ask, self._retry, self._target),
-        )
+        stream = AsyncImageStream(self._open, Exchange(ask, self._connection))
+        self._streams.add(stream)
+        return stream
 
-    async def _answer(self, rpc: Callable[..., Awaitable[Answer]], message: object) -> Answer:
-        """The answer to one question, asked again where the server says when."""
-        attempts = Attempts(self._retry, timeout=UNARY_SECONDS, has_key=False)
+    async def _open(self, exchange: Exchange) -> Any:
+        ask = exchange.ask
+        headers = await self._connection.headers_async(ask.key)
+        rpc = getattr(self._here().images, ask.rpc)
+        return rpc(ask.message, timeout=exchange.seconds_left(), metadata=headers)
+
+    async def _answer(
+        self, rpc: Callable[["_Services"], Callable[..., Awaitable[Answer]]], message: object, key: str = ""
+    ) -> Answer:
+        """The answer to one question; all but Cancel, which has a key, may be asked twice."""
+        attempts = self._attempts(UNARY_SECONDS, repeatable=not key)
+        ask = rpc(self._here())
         while True:
             try:
-                return await rpc(message, timeout=attempts.seconds_left(), metadata=self._metadata)
-            except grpc.RpcError as failure:
-                retrying = attempts.failed(answer.error(failure, self._target))
-            await asyncio.sleep(retrying.delay)
+                headers = await self._connection.headers_async(key)
+                answered = await ask(message, timeout=attempts.seconds_left(), metadata=headers)
+                attempts.progressed()
+                return answered
+            except (grpc.RpcError, asyncio.CancelledError) as failure:
+                await self._pause(attempts, failure)
 
     async def _records(self, asked: usage_pb2.ListUsageRecordsRequest) -> AsyncIterator[UsageRecord]:
-        call = self._usage.ListUsageRecords(asked, metadata=self._metadata)
-        try:
-            async for message in call:
-                yield record(message.record)
-        except grpc.RpcError as failure:
-            raise answer.error(failure, self._target) from None
-        finally:
-            call.cancel()
+        attempts = self._attempts(None, repeatable=True)
+        while True:
+            call = self._here().usage.ListUsageRecords(asked, metadata=await self._connection.headers_async())
+            try:
+                async for message in call:
+                    attempts.progressed()
+                    asked.after_record_id = message.record.record_id
+                    yield record(message.record)
+                return
+            except (grpc.RpcError, asyncio.CancelledError) as failure:
+                await self._pause(attempts, failure)
+            finally:
+                call.cancel()
+
+    def _attempts(self, timeout: float | None, *, repeatable: bool) -> Attempts:
+        return Attempts(self._connection.retry, self._connection.contact, timeout=timeout, repeatable=repeatable)
+
+    async def _pause(self, attempts: Attempts, failure: grpc.RpcError | asyncio.CancelledError) -> None:
+        """Wait until it may be asked again. Raises: KleinError, if it may not; a cancelled task's CancelledError."""
+        if isinstance(failure, asyncio.CancelledError) and (is_being_cancelled() or not self._closing.is_set()):
+            raise failure
+        if isinstance(failure, grpc.RpcError) and not self._closing.is_set():
+            retrying = attempts.failed(answer.error(failure, self._connection.target))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), retrying.delay)
+        if self._closing.is_set():
+            raise Cancelled("the client was closed", status="CANCELLED") from None
+
+    def _here(self) -> "_Services":
+        """The channel of this event loop. Raises: RuntimeError in any other loop than the first."""
+        if self._services is None:
+            self._services = _Services(self._connection)
+        if self._services.loop is not asyncio.get_running_loop():
+            raise RuntimeError("this AsyncClient belongs to another event loop; make one for each loop")
+        return self._services
+
+
+class _Services:
+    """The channel and its stubs, bound to the event loop that runs now."""
+
+    def __init__(self, connection: Connection):
+        self.loop = asyncio.get_running_loop()
+        self.channel = (
+            grpc.aio.insecure_channel(connection.target, connection.options)
+            if connection.credentials is None
+            else grpc.aio.secure_channel(connection.target, connection.credentials, connection.options)
+        )
+        self.images = image_pb2_grpc.ImageServiceStub(self.channel)
+        self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)

@@ -1,20 +1,22 @@
 """The blocking client: one channel, safe to share between threads."""
 
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
+from weakref import WeakSet
 
 import grpc
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 from kleinclient import answer, request
 from kleinclient.capabilities import Capabilities, capabilities
-from kleinclient.channel import DEFAULT_TARGET, OPTIONS, UNARY_SECONDS
+from kleinclient.connection import UNARY_SECONDS, Connection, Settings
+from kleinclient.errors import Cancelled
 from kleinclient.exchange import Exchange
 from kleinclient.request import Ask, Options, Reference
-from kleinclient.retry import Attempts, Retry
+from kleinclient.retry import Attempts
 from kleinclient.stream import ImageStream
 from kleinclient.usage import UsageRecord, UsageTotal, ask_records, ask_totals, record, totals
 
@@ -27,26 +29,19 @@ class Client:
         with Client("localhost:50051") as klein:
             klein.generate("a red circle", seed=7).result().save("circle.png")
 
-    `credentials`: for TLS; without them the connection is plain text. `metadata`: sent with every call.
-    Nothing connects before the first call. All calls raise KleinError.
+    `target`: HOST, HOST:PORT, dns:///HOST and more (target.py); default: KLEIN_SERVER, or this machine.
+    `settings`: token, TLS, metadata, retry and channel options (Settings). Nothing connects before the first call.
+    All calls raise KleinError. Raises: ValueError for settings that cannot work, OSError for an unreadable file.
     """
 
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
-        retry: Retry | None = None,
-    ):
-        self._target = target
-        self._metadata = tuple(metadata)
-        self._retry = retry or Retry()
-        self._channel = (
-            grpc.secure_channel(target, credentials, OPTIONS) if credentials else grpc.insecure_channel(target, OPTIONS)
-        )
+    def __init__(self, target: str | None = None, **settings: Unpack[Settings]):
+        self._connection = Connection(target, settings)
+        self._channel = _channel(self._connection)
         self._images = image_pb2_grpc.ImageServiceStub(self._channel)
         self._usage = usage_pb2_grpc.UsageServiceStub(self._channel)
+        self._streams: WeakSet[ImageStream] = WeakSet()
+        self._lock = threading.Lock()
+        self._is_closed = threading.Event()
 
     def generate(self, prompt: str, **options: Unpack[Options]) -> ImageStream:
         """Make an image of `prompt`. Raises: ValueError for an option that does not fit the wire."""
@@ -60,12 +55,13 @@ class Client:
         return self._stream(request.edit(prompt, references, options))
 
     def attach(self, idempotency_key: str, *, timeout: float | None = None) -> ImageStream:
-        """The stream of a running or kept request, from its present state on."""
+        """The stream of a running or kept request, from its present state on. Raises: ValueError."""
         return self._stream(request.attach(idempotency_key, timeout))
 
     def cancel(self, idempotency_key: str) -> None:
-        """End the request with this key, whoever reads it."""
-        self._answer(self._images.Cancel, image_pb2.CancelRequest(idempotency_key=idempotency_key))
+        """End the request with this key, whoever reads it, and forget its image. Raises: ValueError."""
+        key = request.checked_key(idempotency_key)
+        self._answer(self._images.Cancel, image_pb2.CancelRequest(idempotency_key=key), key)
 
     def capabilities(self) -> Capabilities:
         """What the server's model can do, and the limits of a request."""
@@ -78,11 +74,16 @@ class Client:
     def usage_records(
         self, start: datetime, end: datetime, *, caller: str = "", after_record_id: str = ""
     ) -> Iterator[UsageRecord]:
-        """One record per request that ended in [start, end), oldest first; resumable after any record."""
+        """One record per request that ended in [start, end), oldest first, as they come; resumable after any record."""
         return self._records(ask_records(start, end, caller, after_record_id))
 
     def close(self) -> None:
-        """Cancel what is under way and disconnect."""
+        """Cancel what is under way and disconnect; who waits for it gets Cancelled."""
+        self._is_closed.set()
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -94,28 +95,55 @@ class Client:
         self.close()
 
     def _stream(self, ask: Ask) -> ImageStream:
-        rpc = getattr(self._images, ask.rpc)
-        return ImageStream(
-            lambda seconds: rpc(ask.message, timeout=seconds, metadata=self._metadata),
-            Exchange(ask, self._retry, self._target),
-        )
+        stream = ImageStream(self._open, Exchange(ask, self._connection))
+        with self._lock:
+            self._streams.add(stream)
+        return stream
 
-    def _answer(self, rpc: Callable[..., Answer], message: object) -> Answer:
-        """The answer to one question, asked again where the server says when."""
-        attempts = Attempts(self._retry, timeout=UNARY_SECONDS, has_key=False)
+    def _open(self, exchange: Exchange) -> Any:
+        ask = exchange.ask
+        headers = self._connection.headers(ask.key)
+        return getattr(self._images, ask.rpc)(ask.message, timeout=exchange.seconds_left(), metadata=headers)
+
+    def _answer(self, rpc: Callable[..., Answer], message: object, key: str = "") -> Answer:
+        """The answer to one question; all but Cancel, which has a key, may be asked twice."""
+        attempts = self._attempts(UNARY_SECONDS, repeatable=not key)
         while True:
             try:
-                return rpc(message, timeout=attempts.seconds_left(), metadata=self._metadata)
+                answered = rpc(message, timeout=attempts.seconds_left(), metadata=self._connection.headers(key))
+                attempts.progressed()
+                return answered
             except grpc.RpcError as failure:
-                retrying = attempts.failed(answer.error(failure, self._target))
-            time.sleep(retrying.delay)
+                self._pause(attempts, failure)
 
     def _records(self, asked: usage_pb2.ListUsageRecordsRequest) -> Iterator[UsageRecord]:
-        call = self._usage.ListUsageRecords(asked, metadata=self._metadata)
-        try:
-            for message in call:
-                yield record(message.record)
-        except grpc.RpcError as failure:
-            raise answer.error(failure, self._target) from None
-        finally:
-            call.cancel()
+        attempts = self._attempts(None, repeatable=True)
+        while True:
+            call = self._usage.ListUsageRecords(asked, metadata=self._connection.headers())
+            try:
+                for message in call:
+                    attempts.progressed()
+                    asked.after_record_id = message.record.record_id
+                    yield record(message.record)
+                return
+            except grpc.RpcError as failure:
+                self._pause(attempts, failure)
+            finally:
+                call.cancel()
+
+    def _attempts(self, timeout: float | None, *, repeatable: bool) -> Attempts:
+        return Attempts(self._connection.retry, self._connection.contact, timeout=timeout, repeatable=repeatable)
+
+    def _pause(self, attempts: Attempts, failure: grpc.RpcError) -> None:
+        """Wait until it may be asked again. Raises: KleinError, if it may not."""
+        if not self._is_closed.is_set():
+            retrying = attempts.failed(answer.error(failure, self._connection.target))
+            self._is_closed.wait(retrying.delay)
+        if self._is_closed.is_set():
+            raise Cancelled("the client was closed", status="CANCELLED") from None
+
+
+def _channel(connection: Connection) -> grpc.Channel:
+    if connection.credentials is None:
+        return grpc.insecure_channel(connection.target, connection.options)
+    return grpc.secure_channel(connection.target, connection.credentials, connection.options)

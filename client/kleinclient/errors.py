@@ -2,25 +2,30 @@
 
 KleinError
   InvalidField              a field is outside its range; `violations` names each
-    RefusedReference        a reference is unreadable, unsupported or too large
+    RefusedReference        ReferenceUnreadable, ReferenceUnsupported, ReferenceTooLarge
+  RequestTooLarge           more bytes than gRPC takes here or there
   Unavailable               not now
     NotReady, Draining      warming up; going down
-    ServerUnreachable       nothing answers there, or the connection was lost
-  Busy                      the server has no room; `retry_delay` says when it may
+    LedgerUnavailable       what is used cannot be written down, so nothing is delivered
+    ServerUnreachable       nothing answers there
+    ConnectionLost          something answered, and then the connection broke
+  Busy                      the server has no room; `retry_after` says when it may
     QueueFull, QuotaExceeded, AcceleratorOutOfMemory
   DeadlineExceeded          `timeout` passed
     DeadlineUnreachable     refused at once: it would pass
-  Cancelled, ReaderStalled, AlphaUnavailable, ResultGone, KeyReused, UnknownKey,
+    DeadlinePassed          it passed at the server
+  Cancelled, ReaderStalled, AlphaUnavailable, ResultGone, IdempotencyKeyReused, UnknownKey,
   Unauthenticated, PermissionDenied, NotImplementedByServer, ServerError
   BrokenStream              an answer that cannot be true: wrong hash, wrong offset, no image
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One bad field: its path in the request's proto names, and what is wrong with it."""
+    """One bad field: its path in the request's proto names, and what is wrong. Of a quota: whose, and which limit."""
 
     field: str
     description: str
@@ -29,8 +34,9 @@ class Violation:
 class KleinError(Exception):
     """A request that did not bring its image.
 
-    `status`: gRPC's name for it. `reason`: the contract's, "" where gRPC itself refused. `retry_delay`: seconds after
+    `status`: gRPC's name for it. `reason`: the contract's, "" where gRPC itself refused. `retry_after`: seconds after
     which trying again can help, None where it cannot. `request_id`: what to tell the operator, "" if never assigned.
+    `metadata`: what the server said besides, by name.
     """
 
     def __init__(
@@ -39,21 +45,33 @@ class KleinError(Exception):
         *,
         status: str = "UNKNOWN",
         reason: str = "",
-        retry_delay: float | None = None,
+        retry_after: float | None = None,
         violations: tuple[Violation, ...] = (),
         request_id: str = "",
+        metadata: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
         self.message = message
         self.status = status
         self.reason = reason
-        self.retry_delay = retry_delay
+        self.retry_after = retry_after
         self.violations = violations
         self.request_id = request_id
+        self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As a value: errors travel between processes."""
+        return _remade, (type(self), self.__dict__)
 
     def __str__(self) -> str:
-        again = f", try again in {self.retry_delay:g} s" if self.retry_delay is not None else ""
+        again = f", try again in {self.retry_after:g} s" if self.retry_after is not None else ""
         return f"{self.message} ({self.reason or self.status}{again})"
+
+
+def _remade(kind: type[KleinError], facts: dict[str, object]) -> KleinError:
+    error = kind.__new__(kind, facts["message"])
+    error.__dict__.update(facts)
+    return error
 
 
 class InvalidField(KleinError):
@@ -61,7 +79,23 @@ class InvalidField(KleinError):
 
 
 class RefusedReference(InvalidField):
-    """A reference cannot be used: REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED or REFERENCE_TOO_LARGE."""
+    """A reference cannot be used; `violations` names it by its place."""
+
+
+class ReferenceUnreadable(RefusedReference):
+    """It is empty, truncated, or no image that the server reads."""
+
+
+class ReferenceUnsupported(RefusedReference):
+    """It is animated, too small, too long, or takes too much to decode."""
+
+
+class ReferenceTooLarge(RefusedReference):
+    """It has too many bytes or pixels."""
+
+
+class RequestTooLarge(KleinError):
+    """The request has more bytes than gRPC sends here or takes there; nothing of it was done."""
 
 
 class Unavailable(KleinError):
@@ -76,8 +110,16 @@ class Draining(Unavailable):
     """The server is going down and takes no new requests."""
 
 
+class LedgerUnavailable(Unavailable):
+    """What is used cannot be written down now; what cannot be written down is not delivered."""
+
+
 class ServerUnreachable(Unavailable):
-    """Nothing answers at the address, or the connection was lost."""
+    """Nothing answers at the address."""
+
+
+class ConnectionLost(Unavailable):
+    """The connection broke, or something between here and the server ended the call."""
 
 
 class Busy(KleinError):
@@ -89,7 +131,7 @@ class QueueFull(Busy):
 
 
 class QuotaExceeded(Busy):
-    """This caller has used what it may."""
+    """This caller is at one of its own limits; `violations` names it."""
 
 
 class AcceleratorOutOfMemory(Busy):
@@ -102,6 +144,10 @@ class DeadlineExceeded(KleinError):
 
 class DeadlineUnreachable(DeadlineExceeded):
     """Refused at once: the image would not be complete within `timeout`."""
+
+
+class DeadlinePassed(DeadlineExceeded):
+    """The server ended the request at its deadline."""
 
 
 class Cancelled(KleinError):
@@ -117,10 +163,10 @@ class AlphaUnavailable(KleinError):
 
 
 class ResultGone(KleinError):
-    """The image of this key is no longer kept."""
+    """The image of this key is no longer kept; `metadata` says what it cost."""
 
 
-class KeyReused(KleinError):
+class IdempotencyKeyReused(KleinError):
     """The idempotency key belongs to a different request."""
 
 

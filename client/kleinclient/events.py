@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.duration_pb2 import Duration
 from klein.v1 import image_pb2 as pb
 
+from kleinclient import files
 from kleinclient.names import word
 from kleinclient.usage import Usage, usage
 
@@ -41,7 +42,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The request with every default resolved. The same prompt, references, seed and steps make the same image."""
+    """The request with every default resolved. The same prompt, references, seed and steps make the same image.
+
+    `is_replay`: it was under way or done already, under the same key.
+    """
 
     seed: int
     size: Size
@@ -54,6 +58,17 @@ class Accepted:
     estimated_wait: float
     estimated_duration: float
     estimated_usage: Usage
+    is_replay: bool
+
+    def is_same_picture(self, other: "Accepted") -> bool:
+        """Whether both make the same image, step by step."""
+        return (self.seed, self.size, self.steps, self.guidance_scale, self.model) == (
+            other.seed,
+            other.size,
+            other.steps,
+            other.guidance_scale,
+            other.model,
+        )
 
 
 @dataclass(frozen=True)
@@ -96,9 +111,8 @@ class Preview:
     data: bytes = field(repr=False)
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the picture as it came. Raises: OSError."""
-        Path(path).write_bytes(self.data)
-        return Path(path)
+        """Write the picture as it came, whole or not at all. Raises: OSError."""
+        return files.write(path, self.data)
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,8 @@ class Image:
     """The final image, its bytes checked against the sha256 that the server gave.
 
     `format` is "png", "webp", "jpeg" or "raw_rgba"; `alpha_method` "opaque", "native", "difference" or "key".
-    `max_step_requests`: the most requests that shared a step with it, itself included.
+    `max_step_requests`: the most requests that shared a step with it, itself included. `is_replay`: its stream was
+    attached to a request that was under way or done already, by its key; it is billed once.
     """
 
     format: str
@@ -121,12 +136,12 @@ class Image:
     previews_skipped: int
     sha256: str
     request_id: str
+    is_replay: bool
     data: bytes = field(repr=False)
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write the image as it came; the path's suffix changes nothing. Raises: OSError."""
-        Path(path).write_bytes(self.data)
-        return Path(path)
+        """Write the image as it came, whole or not at all; the path's suffix changes nothing. Raises: OSError."""
+        return files.write(path, self.data)
 
     def __str__(self) -> str:
         return f"{self.size} {self.format.upper()} seed {self.seed}: {self.usage}, {self.timings.total:.2f} s"
@@ -134,7 +149,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Retrying:
-    """The client's own event: the server could not take the request yet; it is sent again in `delay` seconds."""
+    """The client's own event: no room yet, or the connection broke; the request is sent again in `delay` seconds."""
 
     delay: float
     reason: str
@@ -166,6 +181,7 @@ def _accepted(message: pb.Accepted) -> Accepted:
         seconds(message.estimated_wait),
         seconds(message.estimated_duration),
         usage(message.estimated_usage),
+        message.is_replay,
     )
 
 

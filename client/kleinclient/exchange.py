@@ -1,29 +1,32 @@
 """One image request over as many attempts as it takes, without the I/O: what both streams share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import grpc
 from klein.v1 import image_pb2 as pb
 
 from kleinclient import answer
-from kleinclient.errors import Cancelled, KleinError
+from kleinclient.connection import Connection
+from kleinclient.errors import BrokenStream, Cancelled, InvalidField, KleinError
 from kleinclient.events import Accepted, Event, Image, Retrying
 from kleinclient.reader import Reader
 from kleinclient.request import Ask
-from kleinclient.retry import Attempts, Retry
+from kleinclient.retry import Attempts
+
+KEY_FIELD = "options.idempotency_key"
 
 
 class Exchange:
     """What one stream has said so far, and how it ended. The streams drive it; nothing here waits.
 
-    `accepted` and `request_id` are None and "" until the server has said them.
+    `ask`: what the next attempt sends. `accepted` and `request_id` are None and "" until the server has said them.
     """
 
-    def __init__(self, ask: Ask, retry: Retry, target: str):
-        self._target = target
+    def __init__(self, ask: Ask, connection: Connection):
+        self._connection = connection
+        self.ask = ask if connection.contact.takes_keys or not ask.may_drop_key else ask.without_key()
         self._reader = Reader()
-        self._attempts = Attempts(retry, timeout=ask.timeout, has_key=ask.has_key)
+        self._attempts = Attempts(
+            connection.retry, connection.contact, timeout=ask.timeout, repeatable=bool(self.ask.key)
+        )
         self._image: Image | None = None
         self._error: KleinError | None = None
 
@@ -50,23 +53,33 @@ class Exchange:
         return self._attempts.seconds_left()
 
     def receive(self, message: pb.ImageEvent) -> Event | None:
-        """The event in `message`, if it is one. Raises: BrokenStream."""
+        """The event in `message`, if it is one that was not told before. Raises: BrokenStream; `fail` judges it."""
         self._attempts.heard = True
-        with self._last_word():
-            return self._reader.read(message)
+        event = self._reader.read(message)
+        if event is not None:
+            self._attempts.progressed()
+        return event
 
     def finish(self) -> Image:
-        """The image, when the stream has ended with OK. Raises: BrokenStream."""
-        with self._last_word():
-            self._image = self._reader.image()
+        """The image, when the stream has ended with OK. Raises: BrokenStream; `fail` judges it."""
+        self._image = self._reader.image()
         return self._image
 
-    def fail(self, failure: grpc.RpcError) -> Retrying:
-        """When to send the request again, the attempt having failed. Raises: the typed error, if it is final."""
-        error = answer.error(failure, self._target)
+    def fail(self, failure: grpc.RpcError | BrokenStream) -> Retrying | None:
+        """When to send the request again, None: at once. Raises: the typed error, if it is final."""
+        if self.has_ended:  # the reader left, and this is what became of the call
+            self.image()
+        error = failure if isinstance(failure, BrokenStream) else answer.error(failure, self._connection.target)
         error.request_id = error.request_id or self.request_id
-        with self._last_word():
+        if self._must_drop_key(error):
+            self._connection.contact.takes_keys = self._attempts.repeatable = False
+            self.ask = self.ask.without_key()
+            return None
+        try:
             retrying = self._attempts.failed(error)
+        except KleinError as last:
+            self._error = last
+            raise
         self._reader.restart()
         return retrying
 
@@ -76,11 +89,7 @@ class Exchange:
             message = "the request was cancelled"
             self._error = Cancelled(message, status="CANCELLED", request_id=self.request_id)
 
-    @contextmanager
-    def _last_word(self) -> Iterator[None]:
-        """An error in here ends the exchange: whoever asks for the image later gets the same error."""
-        try:
-            yield
-        except KleinError as error:
-            self._error = error
-            raise
+    def _must_drop_key(self, error: KleinError) -> bool:
+        """Whether this server takes no keys, and the caller has not asked for one."""
+        is_named = isinstance(error, InvalidField) and any(bad.field == KEY_FIELD for bad in error.violations)
+        return self.ask.may_drop_key and is_named

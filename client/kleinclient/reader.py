@@ -5,7 +5,7 @@ import hashlib
 from klein.v1 import image_pb2 as pb
 
 from kleinclient.errors import BrokenStream
-from kleinclient.events import READERS, Accepted, Event, Image, Size, Started, timings
+from kleinclient.events import READERS, Accepted, Event, Image, Preview, Progress, Size, Started, timings
 from kleinclient.names import word
 from kleinclient.usage import usage
 
@@ -19,7 +19,7 @@ class Reader:
     def __init__(self) -> None:
         self.accepted: Accepted | None = None
         self.request_id = ""
-        self._has_started = False
+        self._begin()
         self.restart()
 
     def restart(self) -> None:
@@ -68,6 +68,7 @@ class Reader:
             self._completed.previews_skipped,
             digest.hexdigest(),
             self.request_id,
+            self.accepted.is_replay,
             data,
         )
 
@@ -80,14 +81,29 @@ class Reader:
             raise self._broken(f"the image has more than its {self._header.size_bytes} bytes")
         self._data += chunk.data
 
+    def _begin(self) -> None:
+        """Nothing of the present picture has been told yet."""
+        self._has_started = False
+        self._progress = 0
+        self._preview = 0
+
     def _once(self, event: Event) -> Event | None:
-        """Accepted and started are said once, also where the request was sent again; the first is kept up to date."""
-        if isinstance(event, Accepted):
-            is_first, self.accepted = self.accepted is None, event
-            return event if is_first else None
-        if isinstance(event, Started):
-            is_first, self._has_started = not self._has_started, True
-            return event if is_first else None
+        """What was told before the request was sent again is not told twice, unless another picture has begun."""
+        match event:
+            case Accepted():
+                before, self.accepted = self.accepted, event
+                if before is not None and before.is_same_picture(event):
+                    return None
+                self._begin()
+            case Started():
+                is_first, self._has_started = not self._has_started, True
+                return event if is_first else None
+            case Progress(step=step):
+                is_new, self._progress = step >= self._progress, max(step, self._progress)
+                return event if is_new else None
+            case Preview(step=step):
+                is_new, self._preview = step > self._preview, max(step, self._preview)
+                return event if is_new else None
         return event
 
     def _broken(self, message: str) -> BrokenStream:

@@ -1,7 +1,10 @@
 """What a caller asks for, as the messages of the wire. Values are judged by the server; here they only have to fit."""
 
+import copy
+import re
+import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
@@ -14,6 +17,8 @@ from kleinclient.names import number
 
 Reference = bytes | str | PathLike[str] | Image
 """An image to edit: PNG, JPEG or WebP bytes, the path of such a file, or an image that was made before."""
+
+ENDLESS_SECONDS = 1e9
 
 
 class Options(TypedDict, total=False):
@@ -39,21 +44,33 @@ class Options(TypedDict, total=False):
     preview_format: Literal["jpeg", "png", "webp", "latent"] | None
     priority: Literal["interactive", "standard", "batch"] | None
     idempotency_key: str | None
-    """Makes sending again safe: one key is one image, and a lost connection is taken up again."""
-    on_disconnect: Literal["cancel", "detach"] | None
+    """Makes sending again safe: one key is one image and one bill. Default: a random key; "": none."""
+    detach: bool | None
+    """True: the request goes on where its reader leaves, and `attach` fetches its image. Otherwise it is cancelled."""
     client_tag: str | None
     timeout: float | None
-    """Seconds for everything, waiting and sending again included; without it there is no deadline."""
+    """Seconds for everything, waiting and sending again included; without it, or infinite, there is no deadline."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One call of ImageService that streams: which, with what, for how long."""
+    """One call of ImageService that streams: which, with what, for how long, under which key ("": none).
+
+    `may_drop_key`: the caller did not choose the key and does not need it.
+    """
 
     rpc: Literal["Generate", "Edit", "Attach"]
     message: pb.GenerateRequest | pb.EditRequest | pb.AttachRequest
     timeout: float | None
-    has_key: bool
+    key: str
+    may_drop_key: bool = False
+
+    def without_key(self) -> "Ask":
+        """The same for a server that takes no keys."""
+        message = copy.deepcopy(self.message)
+        if not isinstance(message, pb.AttachRequest):
+            message.options.idempotency_key = ""
+        return replace(self, message=message, key="", may_drop_key=False)
 
 
 FIELDS: dict[str, tuple[str, EnumTypeWrapper | None]] = {
@@ -68,8 +85,6 @@ FIELDS: dict[str, tuple[str, EnumTypeWrapper | None]] = {
     "preview_max_edge": ("preview.max_edge", None),
     "preview_format": ("preview.format", cast(EnumTypeWrapper, pb.PreviewFormat)),
     "priority": ("priority", cast(EnumTypeWrapper, pb.Priority)),
-    "idempotency_key": ("idempotency_key", None),
-    "on_disconnect": ("on_disconnect", cast(EnumTypeWrapper, pb.OnDisconnect)),
     "client_tag": ("client_tag", None),
 }
 
@@ -88,11 +103,34 @@ def edit(prompt: str, references: Sequence[Reference], options: Options) -> Ask:
 
 
 def attach(key: str, timeout: float | None) -> Ask:
-    return Ask("Attach", pb.AttachRequest(idempotency_key=key), timeout, has_key=True)
+    """Raises: ValueError."""
+    return Ask("Attach", pb.AttachRequest(idempotency_key=checked_key(key)), _seconds(timeout), key)
+
+
+def checked_key(key: str) -> str:
+    """The key, if the wire carries it unchanged, in the metadata too. Raises: ValueError."""
+    if not re.fullmatch(r"[!-~]([ -~]{0,126}[!-~])?", key):
+        raise ValueError("idempotency_key: it is not 1 to 128 printable ASCII characters without space at the ends")
+    return key
 
 
 def _ask(rpc: Literal["Generate", "Edit"], message: pb.GenerateRequest | pb.EditRequest, options: Options) -> Ask:
-    return Ask(rpc, message, options.get("timeout"), has_key=bool(options.get("idempotency_key")))
+    given, detach = options.get("idempotency_key"), bool(options.get("detach"))
+    if given == "" and detach:
+        raise ValueError("detach: without an idempotency key nobody could fetch the image")
+    key = secrets.token_urlsafe(16) if given is None else given and checked_key(given)
+    message.options.idempotency_key = key
+    if detach:
+        message.options.on_disconnect = pb.ON_DISCONNECT_DETACH
+    timeout = _seconds(options.get("timeout"))
+    return Ask(rpc, message, timeout, key, may_drop_key=given is None and not detach)
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """The timeout as gRPC counts it; what no clock would see the end of is none. Raises: ValueError."""
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout: {timeout} is not a number of seconds above 0")
+    return None if timeout is None or timeout > ENDLESS_SECONDS else timeout
 
 
 def _image_options(options: Options) -> pb.ImageOptions:

@@ -101,12 +101,12 @@ class QueueFull(KleinError):
 
 
 class QuotaExceeded(KleinError):
-    """A caller is at one of its own limits; `limit` is its name in the callers file."""
+    """A caller is at one of its own limits; `limit` is its name in the callers file. `why`: more for the message."""
 
     status, reason = "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"
 
-    def __init__(self, caller: str, limit: str, value: int, retry_seconds: float):
-        super().__init__(f"caller {caller} is at its limit {limit} = {value}", retry_seconds=retry_seconds)
+    def __init__(self, caller: str, limit: str, value: int, retry_seconds: float, why: str = ""):
+        super().__init__(f"caller {caller} is at its limit {limit} = {value}{why}", retry_seconds=retry_seconds)
         self.caller, self.limit, self.value = caller, limit, value
 
 

@@ -3,11 +3,13 @@
 Where one thing that happens changes several metrics, a method says it; the others are set through their objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
-from kleinserve.core import ANONYMOUS, Operation, Priority, Usage
+from kleinserve.core import Operation, Priority, Usage
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -57,6 +59,23 @@ class Metrics:
         self.build_info = self._gauge(
             "klein_build_info", "Always 1; the labels say what runs.", "version", "model", "device", "dtype"
         )
+        self.unauthenticated = self._counter("klein_unauthenticated", "Calls without a known caller.", "why")
+        self.quota_refused = self._counter(
+            "klein_quota_refused", "Requests refused by a limit of their caller.", "caller", "limit"
+        )
+        self.reloads = self._counter("klein_reloads", "Files read again after a change.", "what", "outcome")
+        self.intake_seconds = self._seconds("klein_intake_seconds", "Decoding of one reference.", "outcome")
+        self.log_dropped = _Counted("klein_log_dropped", "Log lines that nobody took.")
+        self.registry.register(self.log_dropped)
+        self.ledger_commit_seconds = self._seconds("klein_ledger_commit_seconds", "A record's way into the ledger.")
+        self.ledger_up = self._gauge("klein_ledger_up", "1 while the ledger takes records.")
+        self.ledger_dropped = self._counter("klein_ledger_dropped", "REFUSED records that found no room.")
+        self.kept_bytes = self._gauge("klein_kept_bytes", "Bytes of results kept for their keys.")
+        self.kept_results = self._gauge("klein_kept_results", "Results kept for their keys.")
+        self.replays = self._counter("klein_replays", "Requests whose key was known, by what they got.", "kind")
+        self.predicted_wait_seconds = self._gauge(
+            "klein_predicted_wait_seconds", "Seconds that a STANDARD request of the default size would wait now."
+        )
         rpc = ("grpc_type", "grpc_service", "grpc_method")  # go-grpc-prometheus's names, which dashboards know
         self._rpcs_started = self._counter("grpc_server_started", "RPCs begun.", *rpc)
         self._rpcs_handled = self._counter("grpc_server_handled", "RPCs ended.", *rpc, "grpc_code")
@@ -83,18 +102,18 @@ class Metrics:
         self.step_requests.observe(requests)
         self.step_tokens.observe(tokens)
 
-    def billable(self, operation: Operation, usage: Usage, caller: str = ANONYMOUS) -> None:
+    def billable(self, operation: Operation, usage: Usage, caller: str) -> None:
         """Count what a caller is to pay."""
         self.megapixels.labels(caller, operation.value, "output").inc(usage.output_megapixels)
         self.megapixels.labels(caller, operation.value, "reference").inc(usage.reference_megapixels)
         self.cost_microusd.labels(caller, operation.value).inc(usage.cost_microusd)
 
     def finished(
-        self, operation: Operation, code: str, reason: str, duration_seconds: float, *, has_deadline: bool = False
+        self, operation: str, code: str, reason: str, duration_seconds: float, *, has_deadline: bool = False
     ) -> None:
         """Count a request that ended with this status (gRPC's name) and reason (empty on OK), and its deadline."""
-        self.requests.labels(operation.value, code, reason).inc()
-        self.request_duration_seconds.labels(operation.value).observe(duration_seconds)
+        self.requests.labels(operation, code, reason).inc()
+        self.request_duration_seconds.labels(operation).observe(duration_seconds)
         if reason == "DEADLINE_UNREACHABLE":
             self.deadline.labels("refused").inc()
         elif reason == "DEADLINE_PASSED":
@@ -111,6 +130,10 @@ class Metrics:
         labels = (kind, *method.lstrip("/").split("/"))
         self._rpcs_handled.labels(*labels, GO_CODES.get(code, code.title().replace("_", ""))).inc()
         self._rpc_seconds.labels(*labels).observe(seconds)
+
+    def intake(self, outcome: str, seconds: float) -> None:
+        """Count one reference: `decoded`, `refused`, `over_budget` or `crashed`."""
+        self.intake_seconds.labels(outcome).observe(seconds)
 
     def exposition(self) -> bytes:
         """The text that `/metrics` answers, of type `prometheus_client.CONTENT_TYPE_LATEST`."""
@@ -132,10 +155,17 @@ class Metrics:
         for cache in ("prompt", "reference"):
             for hit in (True, False):
                 self.cache_events.labels(cache, _outcome(hit))
+        for outcome in ("decoded", "refused", "over_budget", "crashed"):
+            self.intake_seconds.labels(outcome)
+        for what in ("callers", "certificates"):
+            for outcome in ("ok", "refused"):
+                self.reloads.labels(what, outcome)
         outcomes = {
             self.previews: "sent skipped",
             self.cancelled: "queue step delivery",
             self.deadline: "met missed refused",
+            self.unauthenticated: "none unknown conflict certificate",
+            self.replays: "attached replayed redrawn gone",
         }
         for counter, values in outcomes.items():
             for value in values.split():
@@ -153,6 +183,17 @@ class Metrics:
 
     def _histogram(self, name: str, description: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(name, description, labels, buckets=buckets, registry=self.registry)
+
+
+class _Counted(Collector):
+    """A counter that somebody else counts: `count` says how many."""
+
+    def __init__(self, name: str, description: str):
+        self._name, self._description = name, description
+        self.count: Callable[[], float] = lambda: 0.0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._description, value=self.count())
 
 
 def _outcome(hit: bool) -> str:

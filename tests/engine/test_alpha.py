@@ -55,6 +55,6 @@ def test_quantised_colour_is_zero_where_alpha_is() -> None:
     """Invisible pixels have no colour."""
     picture = np.ones((2, 2, 4), np.float32)
     picture[0, 0, 3] = 0
-    data = alpha.quantise(picture).data
+    data = alpha.quantise(picture).tobytes()
     assert data[:4] == b"\0\0\0\0"
     assert data[4:8] == b"\xff\xff\xff\xff"

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLFlux2
-from kleinserve.config import Config
-from kleinserve.core import Operation, Request, Size
-from kleinserve.engine import checkpoint, compiled
+from kleinserve.core import Operation, Size
+from kleinserve.engine import compiled
 from kleinserve.engine.checkpoint import MINI
-from kleinserve.engine.engine import Engine
 from kleinserve.errors import UnusableCheckpoint
 from torch import nn
 
-from tests.engine.test_parity import draw
+from tests.engine.drawing import ask, draw, loaded
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -49,9 +47,10 @@ def test_compiled_norms_draw_the_same_at_any_size() -> None:
 @pytest.mark.usefixtures("may_compile")
 def test_nothing_is_compiled_when_the_other_thread_begins_to_compute() -> None:
     """Warmed, an engine of two threads has what it needs with both and, while they are divided, with one."""
-    engine = Engine(checkpoint.find("mini"), Config(device="cpu", threads=2, compile="on"))
+    engine = loaded(threads=2, compile="on")
     engine.warm()
-    asked = Request("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 1, 1.0)
+    asked = ask("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 1, 1.0)
+    longer = replace(asked, options=replace(asked.options, steps=2))
     computes, done = Event(), Event()
 
     def compute() -> None:
@@ -60,14 +59,14 @@ def test_nothing_is_compiled_when_the_other_thread_begins_to_compute() -> None:
             done.wait()
 
     with torch.compiler.set_stance("fail_on_recompile"):
-        alone = draw(engine, asked, replace(asked, steps=2))
+        alone = draw(engine, asked, longer)
         other = Thread(target=compute)
         other.start()
         computes.wait()
-        beside = draw(engine, asked, replace(asked, steps=2))
+        beside = draw(engine, asked, longer)
         done.set()
         other.join()
-    assert max(np.abs(one - two).max() for one, two in zip(alone, beside, strict=True)) <= 1 / 255
+    assert max(np.abs(one.astype(int) - two).max() for one, two in zip(alone, beside, strict=True)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,22 @@
 """Where the weights go: by free memory, by what is asked, and back."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from kleinserve.config import Config
 from kleinserve.core import Background, Operation, Output, Request, Size
 from kleinserve.engine import checkpoint, memory
-from kleinserve.engine.alpha import Picture
 from kleinserve.engine.engine import Engine
-from kleinserve.errors import UnusableCheckpoint
+from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, UnusableCheckpoint
 
 from tests.engine.checkpoints import klein
-from tests.engine.test_parity import reference
+from tests.engine.drawing import ask, begin, denoise, draw_whole, finish, loaded, reference
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 KLEIN = checkpoint.find("geometry:klein-4b")
@@ -90,114 +90,158 @@ def test_what_does_not_fit_is_refused(
     assert "\n" not in str(refused.value)
 
 
-class Traveller(torch.nn.Linear):
-    """A module that notes where it is sent instead of going: there is no second device on a CPU."""
+class Narrow(torch.nn.Parameter):
+    """A weight that finds no room on the device."""
 
-    def __init__(self, capacity: bool = True):
-        super().__init__(1, 1)
-        self.place, self.capacity = "cpu", capacity
-
-    def to(self, device: torch.device | str) -> "Traveller":  # type: ignore[override]
-        self.place = torch.device(device).type
-        if self.place != "cpu" and not self.capacity:
-            raise torch.OutOfMemoryError("half-way")
-        return self
+    def to(self, *args: object, **kwargs: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_lent_module_comes_back() -> None:
-    """An offloaded module is on the device inside the block and back after it; a resident one never moves."""
-    module = Traveller()
-    with memory.lent(module, CUDA, is_offloaded=True):
-        assert module.place == "cuda"
-    assert module.place == "cpu"
-    with memory.lent(module, CUDA, is_offloaded=False):
-        assert module.place == "cpu"
+def test_a_lent_module_keeps_its_host_weights() -> None:
+    """Inside the block an offloaded module has copies on the device; after it the very tensors it had before."""
+    module, meta = torch.nn.BatchNorm2d(2), torch.device("meta")
+    before = dict(module.state_dict(keep_vars=True))
+    lend = memory.lender(module, meta, is_offloaded=True)
+    for _ in range(2):
+        with lend():
+            assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
+        assert all(tensor is before[name] for name, tensor in module.state_dict(keep_vars=True).items())
+    memory.lender(module, meta, is_offloaded=False)
+    assert module.weight.device.type == "meta"
 
 
-def test_lent_module_comes_back_after_a_failure() -> None:
-    """It is given back when the work fails, and when the move itself runs out of memory."""
-    module = Traveller()
-    with pytest.raises(ValueError, match="failed"), memory.lent(module, CUDA, is_offloaded=True):
+@pytest.mark.parametrize("is_roomy", [True, False])
+def test_a_lent_module_comes_back_after_a_failure(is_roomy: bool) -> None:
+    """It is given back when the work fails, and when the move itself runs out of memory half-way."""
+    module = torch.nn.Linear(2, 2)
+    if not is_roomy:
+        module.bias = Narrow(module.bias.data)
+    before = dict(module.state_dict(keep_vars=True))
+    lend = memory.lender(module, torch.device("meta"), is_offloaded=True)
+    with pytest.raises(ValueError if is_roomy else torch.OutOfMemoryError), lend():
         raise ValueError("failed")
-    assert module.place == "cpu"
-    module = Traveller(capacity=False)
-    with pytest.raises(torch.OutOfMemoryError), memory.lent(module, CUDA, is_offloaded=True):
-        pass
-    assert module.place == "cpu"
+    assert all(tensor is before[name] for name, tensor in module.state_dict(keep_vars=True).items())
 
 
 def test_offloaded_engine_borrows_what_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text encoder and VAE run only while lent, one at a time, and the pictures are those of a resident engine.
 
-    An edit, a cut-out in two passes and a plain picture go through every stage. The device is the CPU itself.
+    An edit, a cut-out in two passes and a plain picture go through every stage, each in one piece. The device is the
+    CPU itself.
     """
     directory = klein(tmp_path)
-    resident = Engine(checkpoint.find(str(directory)), Config(threads=1))
+    resident = loaded(directory)
     plan = memory.Plan(CPU, torch.float32, True, "as asked")
     monkeypatch.setattr(memory, "plan", lambda *_: plan)
     present: list[torch.nn.Module] = []
-    lent = memory.lent
+    lender = memory.lender
 
-    @contextmanager
-    def noted(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> Iterator[None]:
-        with lent(module, device, is_offloaded):
-            present.extend([module] * is_offloaded)
-            assert len(present) <= 1
-            yield
-        present[:] = []
+    def noting(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> memory.Lend:
+        lend = lender(module, device, is_offloaded)
 
-    monkeypatch.setattr(memory, "lent", noted)
-    offloaded = Engine(checkpoint.find(str(directory)), Config(threads=1))
+        @contextmanager
+        def noted() -> Iterator[None]:
+            with lend():
+                present.append(module)
+                assert len(present) <= 1
+                yield
+            present.clear()
+
+        return noted
+
+    monkeypatch.setattr(memory, "lender", noting)
+    offloaded = loaded(directory)
     used: list[torch.nn.Module] = []
     for module in (offloaded._text.module, offloaded._vae.module):
-        for part in module.children():
+        for part in module.modules():
             part.register_forward_pre_hook(lambda *_, whole=module: used.append(whole) or _assert_in(whole, present))
-    for ours, theirs in zip(pictures(offloaded), pictures(resident), strict=True):
-        assert np.array_equal(ours, theirs)
+    assert draw_whole(offloaded, *asked()) == draw_whole(resident, *asked())
     assert {id(module) for module in used} == {id(offloaded._text.module), id(offloaded._vae.module)}
+    [plain, _, _] = begin(offloaded, asked())
+    denoise(offloaded, [plain])
+    assert finish(offloaded.decode([plain])) == 0
 
 
 def _assert_in(module: torch.nn.Module, present: list[torch.nn.Module]) -> None:
     assert any(module is other for other in present)
 
 
-def pictures(engine: Engine) -> list[Picture]:
-    """A plain picture, an edit and a cut-out's second pass."""
+def asked() -> list[Request]:
+    """A plain picture, an edit and a cut-out of two passes."""
     cut_out = Output(background=Background.TRANSPARENT)
-    requests = [
-        Request("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 2, 1.0),
-        Request("2", Operation.EDIT, "make it blue", (reference(64, 64, 2, 3),), Size(64, 64), 2, 2, 1.0),
-        Request("3", Operation.GENERATE, "a star", (), Size(64, 64), 3, 2, 1.0, output=cut_out),
+    return [
+        ask("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 2, 1.0),
+        ask("2", Operation.EDIT, "make it blue", (reference(64, 64, 2, 3),), Size(64, 64), 2, 2, 1.0),
+        ask("3", Operation.GENERATE, "a star", (), Size(64, 64), 3, 2, 1.0, output=cut_out),
     ]
-    drawings = [engine.drawing(request) for request in requests]
-    engine.begin(drawings)
-    for _ in range(2):
-        engine.step(drawings)
-    decoded = engine.decode(drawings)
-    engine.begin_second(drawings[2], decoded[2])
-    while not drawings[2].is_denoised:
-        engine.step(drawings[2:])
-    return [*decoded[:2], *engine.decode(drawings[2:])]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        torch.AcceleratorError("CUDA error: out of memory"),  # of the runtime, past torch's allocator
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-    ],
-)
-def test_memory_that_did_not_suffice_is_not_fatal(error: Exception) -> None:
-    """Whoever says that memory is exhausted, the server lives on."""
-    assert memory.is_exhausted(error)
-    assert not memory.is_fatal(error)
+EXHAUSTED = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory"),  # of the runtime, past torch's allocator
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    Exception(
+        "out of resource: shared memory, Required: 237568, Hardware limit: 232448. Reducing block sizes may help."
+    ),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+FAILURES = [
+    *((error, AcceleratorOutOfMemory) for error in EXHAUSTED),
+    (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), AcceleratorLost),
+    (ValueError("a defect"), ValueError),
+]
+STAGES = {
+    "text": lambda engine, render: finish(engine.text([render])),
+    "begin": lambda engine, render: finish(engine.begin(render)),
+    "step": lambda engine, render: engine.step([render]),
+    "decode": lambda engine, render: finish(engine.decode([render])),
+}
+BROKEN = {"text": "_text.module", "begin": "_vae.module.encoder.conv_act", "step": "_denoiser.transformer.proj_out"}
 
 
-def test_a_lost_device_is_fatal() -> None:
-    """An illegal access leaves nothing to go on with."""
-    error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    assert memory.is_fatal(error)
-    assert not memory.is_exhausted(error)
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return loaded()
+
+
+@pytest.mark.parametrize(("error", "raised"), FAILURES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_failure_has_one_name_and_leaves_no_trace(
+    stage: str, error: Exception, raised: type[Exception], engine: Engine
+) -> None:
+    """Memory's shortage by all its names, and a lost device, are the engine's two errors at every stage.
+
+    The render is as it was, what the failed work had allocated is free, and the same call made again succeeds.
+    """
+    broken: torch.nn.Module = attrgetter(BROKEN.get(stage, "_vae.module.decoder.conv_act"))(engine)
+    source = replace(reference(64, 64, 1, 4), digest=b"")
+    render = engine.render(ask("1", Operation.EDIT, f"{stage} {error}", (source,), Size(64, 64), 1, 1, 1.0))
+    for name, work in STAGES.items():
+        if name == stage:
+            break
+        work(engine, render)
+    before, row = dict(vars(render)), dict(vars(render.row)) if render.row else {}
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(*_: object) -> None:
+        large = torch.empty(1000)
+        held.append(weakref.ref(large))
+        raise error
+
+    hook = broken.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(raised) as failure:
+            STAGES[stage](engine, render)
+    finally:
+        hook.remove()
+    if raised is not AcceleratorLost:
+        assert [tensor() for tensor in held] == [None]  # though the traceback is still here
+    assert failure.tb is not None
+    assert vars(render) == before
+    assert not row or all(now is row[name] for name, now in vars(render.row).items())
+    STAGES[stage](engine, render)

@@ -2,31 +2,22 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from kleinserve.config import Config
-from kleinserve.core import Operation, Pixels, Reference, Request, Size, Variant
+from kleinserve.core import Operation, Reference, Request, Size, Variant
 from kleinserve.engine import checkpoint
 from kleinserve.engine.alpha import Picture
-from kleinserve.engine.engine import Engine
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.engine.checkpoints import flux2, klein
+from tests.engine.drawing import ask, draw, loaded, reference
 
 TOLERANCE = 1 / 255
-
-
-def reference(width: int, height: int, seed: int, channels: int) -> Reference:
-    """A reference of smooth random colours and, where it has any, smooth random alpha."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, channels), dtype=np.uint8)
-    bands = [
-        Image.fromarray(band).resize((width, height), Image.Resampling.BICUBIC) for band in np.moveaxis(coarse, 2, 0)
-    ]
-    array = np.dstack([np.asarray(band) for band in bands])
-    return Reference(Pixels(Size(width, height), channels, array.tobytes()), f"{seed}/{width}x{height}".encode())
 
 
 def image(reference: Reference) -> Image.Image:
@@ -34,15 +25,8 @@ def image(reference: Reference) -> Image.Image:
     return Image.frombytes(mode, (reference.pixels.size.width, reference.pixels.size.height), reference.pixels.data)
 
 
-def draw(engine: Engine, *requests: Request) -> list[Picture]:
-    """All requests together, step by step, as the scheduler does it."""
-    drawings = [engine.drawing(request) for request in requests]
-    engine.begin(drawings)
-    live = drawings
-    while live:
-        engine.step(live)
-        live = [drawing for drawing in live if not drawing.is_denoised]
-    return engine.decode(drawings)
+def unit(picture: NDArray[Any]) -> Picture:
+    return picture.astype(np.float32) / 255
 
 
 class Model:
@@ -50,7 +34,7 @@ class Model:
 
     def __init__(self, directory: Path, *, is_compiled: bool = False):
         self.layout = checkpoint.find(str(directory))
-        self.engine = Engine(self.layout, Config(threads=1, compile="on" if is_compiled else "off"))
+        self.engine = loaded(directory, compile="on" if is_compiled else "off")
         self.engine.warm()
         self.pipeline = DiffusionPipeline.from_pretrained(directory)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -76,23 +60,24 @@ class Model:
             )
             operation = Operation.EDIT if references else Operation.GENERATE
             size, steps, scale = Size(*sizes[i % 6]), 1 + i % 8, self.scales[i % len(self.scales)]
-            made.append(Request(f"{i}", operation, prompts[i % 4], references, size, i, steps, scale))
+            made.append(ask(f"{i}", operation, prompts[i % 4], references, size, i, steps, scale))
         return made
 
     def stock(self, request: Request) -> Picture:
+        """Its picture, on white where the model has alpha: none of these requests is a cut-out."""
         made: Picture = self.pipeline(
             prompt=request.prompt,
             image=[image(r) for r in request.references] or None,
             height=request.size.height,
             width=request.size.width,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            generator=torch.Generator().manual_seed(request.seed),
+            num_inference_steps=request.options.steps,
+            guidance_scale=request.options.guidance_scale,
+            generator=torch.Generator().manual_seed(request.options.seed),
             output_type="np",
             text_encoder_out_layers=self.layout.text_layers,
             max_sequence_length=self.engine.facts.prompt_tokens_max,
         ).images[0]
-        return made
+        return made if made.shape[-1] == 3 else made[..., :3] * made[..., 3:] + (1 - made[..., 3:])
 
 
 LAYOUTS = {
@@ -117,14 +102,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_alone_equals_stock(model: Model) -> None:
     """Generations and a two-reference edit alone are what the stock pipeline makes of the same seed."""
     for request in [model.requests()[i] for i in (0, 2, 7)]:
-        assert np.abs(draw(model.engine, request)[0] - model.stock(request)).max() <= TOLERANCE
+        assert np.abs(unit(draw(model.engine, request)[0]) - model.stock(request)).max() <= TOLERANCE
 
 
 def test_together_equals_stock(model: Model) -> None:
     """Sixteen mixed requests stepped together are, each, what the stock pipeline makes of it alone."""
     requests = model.requests()
     for request, made in zip(requests, draw(model.engine, *requests), strict=True):
-        assert np.abs(made - model.stock(request)).max() <= 2 * TOLERANCE, request
+        assert np.abs(unit(made) - model.stock(request)).max() <= 2 * TOLERANCE, request
 
 
 def test_inputs_matter(model: Model) -> None:
@@ -132,7 +117,7 @@ def test_inputs_matter(model: Model) -> None:
     one, two = reference(64, 64, 1, model.channels), reference(96, 64, 2, model.channels)
 
     def made(prompt: str, *references: Reference, scale: float = model.scales[0]) -> Picture:
-        return draw(model.engine, Request("x", Operation.EDIT, prompt, references, Size(64, 64), 0, 4, scale))[0]
+        return unit(draw(model.engine, ask("x", Operation.EDIT, prompt, references, Size(64, 64), 0, 4, scale))[0])
 
     base = made("a red circle", one, two)
     others = [made("a blue star", one, two), made("a red circle", one, one), made("a red circle", two, one)]

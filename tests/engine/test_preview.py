@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from kleinserve.core import Size
 from kleinserve.engine import checkpoint, preview
-from kleinserve.engine.vae import Vae
+from kleinserve.engine.vae import Vae, finished
 from torch import Tensor
 
 from tests.engine.checkpoints import klein
@@ -39,9 +39,9 @@ def scene(ground: tuple[float, ...], shape: tuple[float, ...] | None = None) -> 
 
 def levels_off(picture: Tensor, vae: Vae, fitted: preview.PreviewMap) -> Tensor:
     """The preview less the decoded picture scaled down, both on white, in 1/255: [channels, 16, 16]."""
-    tokens = vae.encode(picture)[0]
-    drawn = preview._on_white(fitted.draw(tokens, SIZE)[None].clamp(-1, 1))[0]
-    decoded = preview._on_white(vae.decode([tokens], SIZE).clamp(-1, 1))
+    tokens = finished(vae.encode(picture))[0]
+    drawn = preview._on_white(fitted.draw(tokens[None], SIZE).clamp(-1, 1))[0]
+    decoded = preview._on_white(finished(vae.decode([tokens], SIZE)).clamp(-1, 1))
     return (drawn - F.avg_pool2d(decoded, preview.SCALE)[0]) * 127.5
 
 
@@ -79,6 +79,6 @@ def test_three_channels_make_rgb(tmp_path_factory: pytest.TempPathFactory) -> No
     """A VAE without alpha has RGB previews an eighth of the picture's size."""
     modules = checkpoint.load(checkpoint.find(str(klein(tmp_path_factory.mktemp("klein")))), torch.float32)
     vae = Vae(modules.vae, torch.device("cpu"), SIZE.pixels)
-    drawn = preview.fit(vae).draw(torch.randn(8 * 4, vae.latent_channels), Size(64, 128))
-    assert drawn.shape == (3, 16, 8)
+    drawn = preview.fit(vae).draw(torch.randn(2, 8 * 4, vae.latent_channels), Size(64, 128))
+    assert drawn.shape == (2, 3, 16, 8)
     assert drawn.isfinite().all()

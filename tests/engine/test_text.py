@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from kleinserve.engine import checkpoint
-from kleinserve.engine.text import TextEncoder, Tokenizer
+from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
+from kleinserve.engine.vae import finished
 from safetensors.torch import load_file, save_file
 from transformers import ProcessorMixin
 
@@ -57,27 +58,47 @@ def stock(directory: Path, ours: TextEncoder) -> Callable[[str], torch.Tensor]:
     return embedding
 
 
+def context(encoder: TextEncoder, prompt: Tokens) -> torch.Tensor:
+    return finished(encoder.encode([prompt]))[prompt.ids]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_cut_encoder_equals_whole(prompt: str, ours: TextEncoder, stock: Callable[[str], torch.Tensor]) -> None:
     """Without the layers after the last one read, every hidden state is bit-equal, those of the padding too."""
-    assert torch.equal(ours.encode([ours.tokenizer.tokenize(prompt)])[0], stock(prompt))
+    assert torch.equal(context(ours, ours.tokenizer.tokenize(prompt)), stock(prompt))
 
 
 def test_together_equals_alone(ours: TextEncoder) -> None:
-    """Prompts of all lengths encoded in one pass are what each is alone, and differ from one another."""
+    """Prompts encoded in one call are, to the bit, what each is alone, and differ from one another."""
     prompts = [ours.tokenizer.tokenize(prompt) for prompt in PROMPTS]
-    together = ours.encode(prompts)
-    for prompt, made in zip(prompts, together, strict=True):
-        torch.testing.assert_close(made, ours.encode([prompt])[0], rtol=1e-5, atol=1e-4)
-    assert (together[0] - together[1]).abs().max() > 0.1
+    together = finished(ours.encode(prompts))
+    for prompt in prompts:
+        assert torch.equal(together[prompt.ids], context(ours, prompt))
+    assert (together[prompts[0].ids] - together[prompts[1].ids]).abs().max() > 0.1
 
 
 def test_padding_stays(ours: TextEncoder) -> None:
     """Every context has the model's full length; a cut prompt says so."""
     short, long = ours.tokenizer.tokenize(PROMPTS[1]), ours.tokenizer.tokenize(PROMPTS[3])
-    assert [len(context) for context in ours.encode([short, long])] == [ours.tokenizer.tokens_max] * 2
+    assert {len(context(ours, prompt)) for prompt in (short, long)} == {ours.tokenizer.tokens_max}
     assert (short.is_truncated, long.is_truncated) == (False, True)
     assert len(long.ids) == ours.tokenizer.tokens_max < long.count
+
+
+@pytest.mark.parametrize("words", [1, 20, 39, 40, 41, 42, 43, 44, 45, 46, 47, 48, 60, 2000])
+def test_what_is_appended_stays_whole(words: int, ours: TextEncoder) -> None:
+    """However long the prompt, the phrase after it is read whole and what is cut is the prompt; the cut is told."""
+    tokenizer, phrase = ours.tokenizer, " on white"
+    made = tokenizer.tokenize("circle " * words, phrase)
+    assert len(made.ids) <= tokenizer.tokens_max
+    text = "".join(tokenizer._tokenizer.decode(made.ids).replace("Ġ", "").split())  # one of them decodes nothing
+    empty = tokenizer.tokenize("", phrase)
+    if empty.is_truncated:  # the model's own words leave no room
+        return
+    assert "onwhite" in text
+    assert made.is_truncated == (made.count > tokenizer.tokens_max)
+    if made.is_truncated:
+        assert len(made.ids) > tokenizer.tokens_max - 4  # no more than needed is cut
 
 
 class Processor(ProcessorMixin):  # type: ignore[misc]
@@ -94,7 +115,7 @@ def test_processor_and_tokenizer_agree(prompt: str, template: str) -> None:
     bare = mistral_tokenizer()
     bare.chat_template = template
     ours = Tokenizer(bare, 64, is_mistral=True)
-    ids, mask = ours.padded([ours.tokenize(prompt)])
+    ids, mask = ours.padded(ours.tokenize(prompt))
     theirs = Processor(mistral_tokenizer(), template).apply_chat_template(
         format_input([prompt], SYSTEM_MESSAGE), tokenize=True, return_dict=True, return_tensors="pt",
         processor_kwargs={"padding": "max_length", "truncation": True, "max_length": 64},
@@ -112,4 +133,4 @@ def test_language_model_is_found_under_any_prefix(prefix: str, tmp_path: Path) -
     renamed = {k.replace("language_model.model.", prefix): v for k, v in load_file(file).items()}
     save_file(renamed, file, metadata={"format": "pt"})
     prompt = expected.tokenizer.tokenize("a red circle")
-    assert torch.equal(encoder(directory).encode([prompt])[0], expected.encode([prompt])[0])
+    assert torch.equal(context(encoder(directory), prompt), context(expected, prompt))

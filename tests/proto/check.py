@@ -3,9 +3,9 @@
     python -m tests.proto.check
 
 Compatibility is with `proto/baseline.binpb`, the contract as last released. It changes with a release and never by
-`make proto`: whatever breaks it breaks callers. The command that a release runs, in `proto/`:
+`make proto`: whatever breaks it breaks callers. The command that a release runs:
 
-    buf build --exclude-source-info --output baseline.binpb
+    buf build --exclude-source-info --output proto/baseline.binpb
 """
 
 import difflib
@@ -14,24 +14,24 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROTO = Path(__file__).parents[2] / "proto"
+ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).parent / "buf"
 SOURCES = ("klein/v1/image.proto", "klein/v1/usage.proto")
 BUF_CHECKS = {  # what it is called: buf's arguments, how to mend it
     "format": (("format", "--diff", "--exit-code"), "make fix"),
     "lint": (("lint",), "change the .proto file"),
-    "breaking": (("breaking", "--against", "baseline.binpb"), "keep names, numbers and types; add instead"),
+    "breaking": (("breaking", "--against", "proto/baseline.binpb"), "keep names, numbers and types; add instead"),
 }
 
 
-def problems(proto: Path = PROTO) -> list[str]:
-    """What is wrong with the contract in this folder, each with its remedy; empty when all is well."""
+def problems(root: Path = ROOT) -> list[str]:
+    """What is wrong with the contract of this repository, each with its remedy; empty when all is well."""
     found = []
     for name, (arguments, remedy) in BUF_CHECKS.items():
-        result = subprocess.run([BUF, *arguments], cwd=proto, capture_output=True, text=True)
+        result = subprocess.run([BUF, *arguments], cwd=root, capture_output=True, text=True)
         if result.returncode:
             found.append(f"proto {name}: {remedy}\n{result.stdout}{result.stderr}")
-    return found or drift(proto)  # stubs of a contract that is itself wrong say nothing more
+    return found or drift(root / "proto")  # stubs of a contract that is itself wrong say nothing more
 
 
 def drift(proto: Path) -> list[str]:

@@ -28,13 +28,14 @@ def test_the_contract_is_right() -> None:
 def test_a_change_is_seen(tmp_path: Path, file: str, text: str, replacement: str, said: str) -> None:
     """A format, comment, name, type, number or stub that is wrong is reported in words that name it."""
     copy = tmp_path / "proto"
-    shutil.copytree(check.PROTO, copy)
+    shutil.copytree(check.ROOT / "proto", copy)
+    shutil.copy(check.ROOT / "buf.yaml", tmp_path)
     before = (copy / file).read_text()
     (copy / file).write_text(before.replace(text, replacement))
     assert (copy / file).read_text() != before
-    assert said in "\n".join(check.problems(copy))
+    assert said in "\n".join(check.problems(tmp_path))
 
 
 def test_make_proto_generates_what_is_checked() -> None:
     """The Makefile's command for the stubs has the arguments of the check."""
-    assert " ".join(check.protoc("gen")) in (check.PROTO.parent / "Makefile").read_text()
+    assert " ".join(check.protoc("gen")) in (check.ROOT / "Makefile").read_text()

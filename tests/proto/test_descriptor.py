@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
-from tests.proto.check import BUF, PROTO, SOURCES
+from tests.proto.check import BUF, ROOT, SOURCES
 from tests.proto.descriptor import dump
 
 GOLDEN = Path(__file__).parent / "klein.v1.txt"
@@ -19,7 +19,7 @@ MESSAGE, FIELD = FileDescriptorProto.MESSAGE_TYPE_FIELD_NUMBER, 2  # where sourc
 def comments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Each field's comment, by `Message.field`, as buf reads it from the .proto files."""
     image = tmp_path_factory.mktemp("proto") / "image.binpb"
-    subprocess.run([BUF, "build", "--as-file-descriptor-set", "--output", image], cwd=PROTO, check=True)
+    subprocess.run([BUF, "build", "--as-file-descriptor-set", "--output", image], cwd=ROOT, check=True)
     files = FileDescriptorSet.FromString(image.read_bytes()).file
     return dict(entry for file in files if file.name in SOURCES for entry in _comments(file))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from kleinserve.core import Accepted, BackendEvent, ModelFacts, Priority, Request
+from kleinserve.core import Admitted, BackendEvent, ModelFacts, Priority, Request
 
 Sink = Callable[[BackendEvent], None]
 """Takes what happens to one request, on the event loop, in order, and returns at once. The last: Finished or Failed."""
@@ -38,7 +38,7 @@ class Backend(Protocol):
         """Load and warm; tell READY once a real image was made, later DEAD if it can make none any more."""
         ...
 
-    async def submit(self, request: Request, seconds_left: float | None, sink: Sink) -> Accepted:
+    async def submit(self, request: Request, seconds_left: float | None, sink: Sink) -> Admitted:
         """Take the request; `seconds_left` until its deadline, None: it has none.
 
         Raises: DeadlineUnreachable, DeadlineImpossible, DeadlinePassed, InvalidField, QueueFull, NotReady, Draining;

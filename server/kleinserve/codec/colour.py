@@ -17,7 +17,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     is_grey = image.mode in ("1", "L", "LA")
     alpha = None
     if image.has_transparency_data:
-        image = image.convert("LA" if is_grey else "RGBA")
+        image = _converted(image, "LA" if is_grey else "RGBA")
         alpha = image.getchannel("A")
     colour = _profiled(image if image.mode == "CMYK" else _converted(image, "L" if is_grey else "RGB"))
     if alpha is not None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from kleinserve.codec import alpha, colour, header
+from kleinserve.codec.structure import Excess
 from kleinserve.core import EDGE_MULTIPLE, Pixels, Size
 from kleinserve.errors import ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported, RefusedReference
 
@@ -31,8 +32,8 @@ TURNS = {  # by EXIF orientation: what makes the picture upright
 def check(index: int, data: bytes, *, bytes_max: int, pixels_max: int) -> Size:
     """The upright size of a reference that is worth decoding, from its header alone.
 
-    Cost:   microseconds to a millisecond, for a hostile file of 10 MiB seconds: not for the event loop. No pixel is
-            decoded and nothing of the picture's size is allocated.
+    Cost:   a millisecond for each megabyte, a second for a hostile file of 10 MiB: not for the event loop. No pixel
+            is decoded.
     Raises: ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported.
     """
     if not data:
@@ -40,14 +41,12 @@ def check(index: int, data: bytes, *, bytes_max: int, pixels_max: int) -> Size:
     if len(data) > bytes_max:
         raise ReferenceTooLarge(index, f"{len(data)} bytes; at most {bytes_max}")
     with _readable(index, "not a whole PNG, JPEG or WebP image"):
-        image = header.opened(data)
-        size = Size(*image.size)
-        if size.pixels > pixels_max:
-            raise ReferenceTooLarge(index, f"{size} is {size.pixels} pixels; at most {pixels_max}")
-        header.complete(image, data)
-        size = header.upright_size(image)
-        frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a telephone's JPEG that carries a gain map: its first frame is the photo
+        file = header.read(data)
+        if file.size.pixels > pixels_max:
+            raise ReferenceTooLarge(index, f"{file.size} is {file.size.pixels} pixels; at most {pixels_max}")
+        image = header.opened(file)
+        size, frames = header.upright_size(image), max(file.frames, getattr(image, "n_frames", 1))
+    if frames > 1:
         raise ReferenceUnsupported(index, f"{frames} frames; a still image is required")
     if min(size.width, size.height) < EDGE_MIN:
         raise ReferenceUnsupported(index, f"{size} pixels; each edge must be at least {EDGE_MIN}")
@@ -67,8 +66,7 @@ def decode(index: int, data: bytes, *, keep_alpha: bool) -> Pixels:
             handling before it are ours.
     """
     with _readable(index, "damaged or truncated image"):
-        image = header.opened(data)
-        header.complete(image, data)
+        image = header.opened(header.read(data))
         turn = TURNS.get(header.orientation(image))
         image.load()
         image = colour.to_srgb(image)
@@ -110,5 +108,7 @@ def _readable(index: int, description: str) -> Iterator[None]:
         yield
     except (RefusedReference, MemoryError):
         raise
+    except Excess as excess:
+        raise ReferenceUnsupported(index, str(excess)) from excess
     except Exception as error:
         raise ReferenceUnreadable(index, description) from error

@@ -4,8 +4,11 @@ Knows nothing of gRPC, torch or Pillow.
 """
 
 from kleinserve.core.caller import ANONYMOUS, Caller
+from kleinserve.core.demand import Demand
+from kleinserve.core.draft import Draft
 from kleinserve.core.events import (
     Accepted,
+    Admitted,
     BackendEvent,
     Completed,
     EncodedImage,
@@ -41,11 +44,14 @@ __all__ = [
     "EDGE_MULTIPLE",
     "MEGAPIXEL",
     "Accepted",
+    "Admitted",
     "AlphaMethod",
     "BackendEvent",
     "Background",
     "Caller",
     "Completed",
+    "Demand",
+    "Draft",
     "EncodedImage",
     "Event",
     "Failed",

@@ -10,8 +10,18 @@ from kleinserve.errors import KleinError
 
 
 @dataclass(frozen=True)
+class Admitted:
+    """A backend has taken a request. Estimates in seconds; they count what was admitted before it."""
+
+    prompt_tokens: int
+    is_truncated: bool
+    estimated_wait: float
+    estimated_duration: float
+
+
+@dataclass(frozen=True)
 class Accepted:
-    """A backend has taken the request. Estimates in seconds; they count what was admitted before it."""
+    """What a stream begins with: the request with every default resolved, and estimates in seconds."""
 
     seed: int
     size: Size

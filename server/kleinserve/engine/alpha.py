@@ -1,15 +1,18 @@
-"""Alpha: composite a 4-channel decode, or cut a subject out of a 3-channel one. Pure functions on pictures.
+"""Alpha: cut a subject out of a 3-channel picture. Pure functions on pictures.
 
 Pictures are float32 NumPy arrays [H, W, channels] in 0..1. Cut-outs are straight (not premultiplied) RGBA.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from kleinserve.core import Pixels, Size
+from kleinserve.core import AlphaMethod, Pixels, Size
 
 Picture = NDArray[np.float32]
+Levels = NDArray[np.uint8]
 
 ON_WHITE = ", isolated on a plain pure white background"
 TO_BLACK = "Change the background to plain pure black. Keep everything else exactly as it is."
@@ -19,12 +22,6 @@ _BACKGROUND_SHARE_MIN = 0.01  # a cut-out with less background than this found n
 _DRIFT_MAX = 0.08  # disagreement of the channels, as a share of the subject, above which it moved
 _KEY_NEAR, _KEY_FAR = 0.06, 0.22  # colour distance (root mean square) from background to subject
 _BORDER_SHARE_MIN = 0.6  # share of the border that must have the background's colour
-
-
-def composite_on_white(picture: Picture) -> Picture:
-    """RGBA -> RGB on white, in float, before any quantising."""
-    alpha = picture[..., 3:]
-    return np.asarray(picture[..., :3] * alpha + (1 - alpha), dtype=np.float32)
 
 
 def has_background(alpha: Picture) -> bool:
@@ -79,10 +76,25 @@ def _distance(colours: Picture, colour: Picture) -> Picture:
     return np.asarray(np.sqrt(((colours - colour) ** 2).mean(axis=-1)), dtype=np.float32)
 
 
-def quantise(picture: Picture) -> Pixels:
-    """0..1 -> 8 bits, rounded half to even as the stock image processor does; colour 0 where alpha is 0."""
+def cut_out(picture: NDArray[Any], on_white: Picture | None) -> tuple[Levels | None, AlphaMethod]:
+    """RGBA of a native picture in 8 bits, or of one on black and the same `on_white`; None: no background was found."""
+    if on_white is None:
+        opacity: Picture = picture[..., 3].astype(np.float32) / np.float32(255)
+        return (picture if has_background(opacity) else None), AlphaMethod.NATIVE
+    found, method = difference(on_white, picture), AlphaMethod.DIFFERENCE
+    if found is None:
+        found, method = key(on_white), AlphaMethod.KEY
+    return (None if found is None else quantise(found)), method
+
+
+def quantise(picture: Picture) -> Levels:
+    """0..1 -> 8 bits, rounded half to even; colour 0 where alpha is 0. For opaque pictures see pixels.quantise."""
     array = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
-    height, width, channels = array.shape
-    if channels == 4:
+    if array.shape[-1] == 4:
         array[array[..., 3] == 0] = 0
-    return Pixels(Size(width, height), channels, array.tobytes())
+    return array
+
+
+def pixels(levels: Levels) -> Pixels:
+    height, width, channels = levels.shape
+    return Pixels(Size(width, height), channels, levels.tobytes())

@@ -1,7 +1,7 @@
 """The CPU's cores, divided between the threads that compute at the same time. Knows no work, only how many do it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -35,14 +35,25 @@ class Cores:
     @contextmanager
     def share(self) -> Iterator[None]:
         """Compute for the block with this thread's part, as it is when the outermost block begins."""
+        with self._computing(lambda: self.threads // len(self._busy)):
+            yield
+
+    @contextmanager
+    def same(self) -> Iterator[None]:
+        """Compute for the block with half of the threads, whoever else computes: what is kept is always the same."""
+        with self._computing(lambda: self.threads // 2):
+            yield
+
+    @contextmanager
+    def _computing(self, part: Callable[[], int]) -> Iterator[None]:
         me = threading.get_ident()
         if me in self._busy:
             yield
             return
         with self._lock:
             self._busy.add(me)
-            part = max(1, self.threads // len(self._busy))
-        torch.set_num_threads(part)
+            threads = max(1, part())
+        torch.set_num_threads(threads)
         try:
             yield
         finally:

@@ -1,38 +1,44 @@
-"""The engine: drawings in, pixels out, one step at a time. Knows no queue, no deadline, no caller.
+"""The engine: renders in, pixels out, one step or piece at a time. Knows no queue, no deadline, no caller.
 
-Two threads may use it at once: one for `step`, `preview` and `latent`, which touch the transformer alone; one for the
-rest, which touches the text encoder and the VAE, and may use them again in their `pauses`. A drawing is in one thread's
-hands at a time.
+Two threads may use it at once: one for `step` and `previews`, which touch the transformer alone; one for the rest,
+which touches the text encoder and the VAE. A render is in one thread's hands at a time. Everywhere it may raise
+AcceleratorOutOfMemory, after which nothing of that call has happened, and AcceleratorLost.
 """
 
 import os
 import platform
+import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 
 from kleinserve.config import Config
 from kleinserve.core import (
-    EDGE_MULTIPLE,
+    MEGAPIXEL,
+    AlphaMethod,
+    Demand,
     ModelFacts,
     Operation,
+    Options,
     Pixels,
+    Preview,
+    PreviewFormat,
     Reference,
     Request,
     Size,
     Variant,
 )
-from kleinserve.engine import alpha, checkpoint, compiled, memory, preview, quantized, schedule, upsample
+from kleinserve.engine import alpha, checkpoint, compiled, memory, pixels, preview, quantized, schedule, upsample
 from kleinserve.engine.cores import Cores
 from kleinserve.engine.denoise import Denoiser, Row, noise
-from kleinserve.engine.drawing import Drawing
-from kleinserve.engine.pauses import Pauses
 from kleinserve.engine.references import ReferenceEncoder
+from kleinserve.engine.render import Render
 from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
-from kleinserve.engine.vae import Vae
+from kleinserve.engine.vae import Pieces, Vae
+from kleinserve.errors import AlphaUnavailable
 
 
 class Engine:
@@ -48,37 +54,35 @@ class Engine:
         upsample.fold(modules.vae)
         modules.vae.to(memory_format=torch.channels_last)
         modules.transformer.to(device)
-        if not self._is_offloaded:
-            modules.text_encoder.to(device)
-            modules.vae.to(device)
         if self._is_quantized:
             quantized.quantize(modules.transformer)
         self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
         self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._decode_pixels_max = config.decode_pixels_max
+        self._warming = threading.Lock()
         self._transparent_phrase = layout.transparent_phrase
         self._denoiser = Denoiser(modules.transformer)
         self._vae = Vae(modules.vae, device, config.decode_pixels_max)
+        self._lend_vae = memory.lender(modules.vae, device, self._is_offloaded)
         limit = layout.prompt_tokens_limit or min(checkpoint.PROMPT_TOKENS_MAX, modules.tokenizer.model_max_length)
         is_mistral = layout.text_encoder_class == "Mistral3ForConditionalGeneration"
-        tokenizer = Tokenizer(modules.tokenizer, limit, is_mistral=is_mistral)
         self._text = TextEncoder(
             modules.text_encoder,
             modules.transformer.context_embedder,
-            tokenizer,
+            Tokenizer(modules.tokenizer, limit, is_mistral=is_mistral),
             layout.text_layers,
             config.prompt_cache_bytes_max,
             device,
+            memory.lender(modules.text_encoder, device, self._is_offloaded),
         )
-        self._references = ReferenceEncoder(self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max)
-        with self._cores.share(), memory.lent(modules.vae, device, self._is_offloaded):
+        self._references = ReferenceEncoder(
+            self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max, self._lend_vae
+        )
+        with self._cores.share(), self._lend_vae():
             self._preview = preview.fit(self._vae)
         if self.is_compiled:
             compiled.compile_blocks(modules.transformer)
         if self.is_compiled and device.type == "cuda":
             compiled.compile_norms(modules.vae)
-        # Offloaded, what is done in a pause would find no room, or send the VAE away.
-        self.pauses = Pauses(modules.vae, partial(memory.finish, device), is_offered=not self._is_offloaded)
         self.facts = self._facts(layout, modules, limit)
 
     def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
@@ -109,169 +113,208 @@ class Engine:
             return
         channels, size = 4 if self.facts.has_native_alpha else 3, Size(96, 64)
         reference = Reference(Pixels(Size(80, 64), channels, bytes(80 * 64 * channels)), b"")
-        asked = Request("warm-up", Operation.EDIT, "", (reference,), size, 0, 3, self.facts.default_guidance_scale)
-        with compiled.compiling():
+        options = Options(0, 3, self.facts.default_guidance_scale)
+        asked = Request("warm-up", Operation.EDIT, "", (reference,), size, options)
+        with self._warming, compiled.compiling():
             for beside in (nullcontext(), self._cores.crowded()):
-                drawings = [self.drawing(asked) for _ in range(3)]
+                renders = [self.render(asked) for _ in range(3)]
                 with beside:
-                    self.begin(drawings)
+                    for render in renders:
+                        _finish(self.begin(render))
                     for count in (1, 2, 3):  # their noise levels differ from the second on
-                        self.step(drawings[:count])
-                    self.decode(drawings[:1])
-                    self.decode(drawings[1:])
+                        self.step(renders[:count])
+                    _finish(self.decode(renders[:1]))
+                    _finish(self.decode(renders[1:]))
 
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Compute for the block beside the steps: with a part of the cores, on CUDA on a stream of its own.
+    def render(self, request: Request) -> Render:
+        """A picture not yet begun: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
+        tokenize, prompt = self._text.tokenizer.tokenize, request.prompt
+        if not request.is_transparent:
+            return Render(request, tokenize(prompt), passes=1)
+        if not self.facts.has_native_alpha:
+            return Render(request, tokenize(prompt, alpha.ON_WHITE), passes=2)
+        tokens = tokenize(prompt)
+        if tokens.is_truncated or "transparent" not in prompt.lower():
+            tokens = tokenize(prompt, f" {self._transparent_phrase}")
+        return Render(request, tokens, passes=1)
 
-        When it ends the device has done it all: what it leaves is the other thread's to use, and to free.
-        """
-        stream = nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
-        with self._cores.share(), stream:
-            yield
-            memory.finish(self._device)
-
-    def drawing(self, request: Request) -> Drawing:
-        """What `begin` starts: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
-        prompt, passes = request.prompt, 1
-        if request.is_transparent and self.facts.has_native_alpha:
-            if "transparent" not in prompt.lower():
-                prompt = f"{prompt.rstrip(' .,')} {self._transparent_phrase}"
-        elif request.is_transparent:
-            prompt, passes = prompt.rstrip(" .,") + alpha.ON_WHITE, 2
-        return Drawing(request, self._text.tokenizer.tokenize(prompt), passes)
-
-    def begin(self, drawings: Sequence[Drawing]) -> None:
-        """Give every drawing its first row: prompts encoded together, references one by one, both from their caches."""
-        with self._beside():
-            contexts = self._contexts([(drawing, drawing.prompt) for drawing in drawings])
-            for drawing in drawings:
-                drawing.row = self._row(drawing, drawing.prompt, drawing.request.references, contexts)
-
-    def _contexts(self, prompts: list[tuple[Drawing, Tokens]]) -> dict[tuple[int, ...], torch.Tensor]:
-        """The projected context of every prompt, by its token ids; what the cache lacks is encoded in one pass."""
-        started = self.pauses.seconds()
-        wanted = [prompt for _, prompt in prompts]
-        if any(self._needs_empty(drawing.request) for drawing, _ in prompts):
-            wanted.append(self._empty())
-        contexts = {p.ids: context for p in wanted if (context := self._text.cached(p)) is not None}
-        missing = list({p.ids: p for p in wanted if p.ids not in contexts}.values())
-        for drawing, prompt in prompts:
-            drawing.prompt_hit = prompt.ids in contexts
-        if missing:
-            with memory.lent(self._text.module, self._device, self._is_offloaded):
-                encoded = self._text.encode(missing)
-            contexts |= dict(zip((p.ids for p in missing), encoded, strict=True))
-            memory.finish(self._device)
-        for drawing, _ in prompts:
-            drawing.text_seconds += self.pauses.seconds() - started
-        return contexts
-
-    def _row(
-        self,
-        drawing: Drawing,
-        prompt: Tokens,
-        references: Sequence[Reference],
-        contexts: dict[tuple[int, ...], torch.Tensor],
-    ) -> Row:
-        request = drawing.request
-        started = self.pauses.seconds()
-        is_lent = self._is_offloaded and not all(map(self._references.is_cached, references))
-        drawing.reference_hits, tokens = [], []
-        with memory.lent(self._vae.module, self._device, is_lent):
-            for reference in references:
-                drawing.reference_hits.append(self._references.is_cached(reference))
-                tokens.append(self._references.encode(reference))
-        if tokens:
-            memory.finish(self._device)
-        drawing.references_seconds += self.pauses.seconds() - started
-        sequences = [prompt, self._empty()] if self._needs_empty(request) else [prompt]
-        width = self._denoiser.transformer.inner_dim
-        nothing = torch.empty(0, width, dtype=self._denoiser.dtype, device=self._device)
-        return Row(
-            size=request.size,
-            latents=noise(request.size, self._vae.latent_channels, request.seed).to(self._device),
-            references=torch.cat(tokens) if tokens else nothing,
-            reference_sizes=tuple(r.pixels.size for r in references),
-            contexts=tuple(contexts[p.ids] for p in sequences),
-            sigmas=schedule.sigmas(self._scheduler, request.size.tokens, request.steps, self._mu_policy),
-            guidance_scale=request.guidance_scale,
-        )
-
-    def _empty(self) -> Tokens:
-        return self._text.tokenizer.tokenize("")
-
-    def _needs_empty(self, request: Request) -> bool:
-        # As the stock pipeline: classifier-free guidance only above 1.
-        return self.facts.variant is Variant.BASE and request.guidance_scale > 1
-
-    def tokens(self, drawing: Drawing) -> int:
-        """Tokens the drawing adds to a step; before it is begun, those of its first pass."""
-        if drawing.row is not None:
-            return drawing.row.tokens
-        request = drawing.request
+    def demand(self, render: Render) -> Demand:
+        """What it asks of the stages from now on; before it is begun, of its first pass."""
+        request, row = render.request, render.row
+        sequences = 2 if self._needs_empty(request) else 1
         own = self.facts.prompt_tokens_max + request.size.tokens
         own += sum(reference.pixels.size.tokens for reference in request.references)
-        return own * (2 if self._needs_empty(request) else 1)
-
-    def work(self, drawing: Drawing) -> float:
-        """GFLOP of one step of the drawing; before it is begun, of its first pass."""
-        sequences = 2 if self._needs_empty(drawing.request) else 1
-        return sequences * self._denoiser.work(self.tokens(drawing) // sequences)
+        tokens = sequences * own if row is None else row.tokens
+        return Demand(
+            work=sequences * self._denoiser.work(tokens // sequences),
+            tokens=tokens,
+            output_megapixels=request.size.pixels / MEGAPIXEL,
+            reference_megapixels=sum(size.pixels for size in request.reference_sizes) / MEGAPIXEL,
+            passes=render.passes if render.on_white is None else 1,
+        )
 
     @property
     def work_per_token(self) -> float:
         """GFLOP that a token adds to a step, its attention left out."""
         return self._denoiser.work(1)
 
-    def step(self, drawings: Sequence[Drawing]) -> None:
-        """Advance every drawing by one step in one pass. Raises: torch.OutOfMemoryError; then none has moved."""
-        rows = [drawing.row for drawing in drawings if drawing.row is not None]
-        with self._cores.share():
-            self._denoiser.step(rows)
-        for drawing in drawings:
-            drawing.steps_done += 1
+    def _pieces(self, work: Pieces[None], cores: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Do `work` beside the steps, a piece each time it is advanced. Closed before its end it leaves no trace."""
+        try:
+            while self._advance(work, cores):
+                yield
+        finally:
+            work.close()
 
-    def preview(self, drawing: Drawing) -> Pixels:
-        """The last step's estimate as a picture, an eighth of the size; RGBA for a native cut-out, else RGB."""
-        assert drawing.row is not None
-        assert drawing.row.estimate is not None
-        picture = _unit(self._preview.draw(drawing.row.estimate, drawing.request.size)[None])[0]
-        if picture.shape[-1] == 4 and not drawing.request.is_transparent:
-            picture = alpha.composite_on_white(picture)
-        return alpha.quantise(picture)
+    def _advance(self, work: Pieces[None], cores: Callable[[], AbstractContextManager[None]]) -> bool:
+        """Do a piece: with a part of the cores, on CUDA on a stream of its own. Whether there is more.
 
-    def latent(self, drawing: Drawing) -> tuple[bytes, tuple[int, int, int]]:
-        """The last step's estimate, float16 little endian, channels × H/16 × W/16, and (width, height, channels)."""
-        assert drawing.row is not None
-        assert drawing.row.estimate is not None
-        size, tokens = drawing.request.size, drawing.row.estimate
-        shape = (size.width // EDGE_MULTIPLE, size.height // EDGE_MULTIPLE, tokens.shape[1])
-        return tokens.T.contiguous().cpu().numpy().astype("<f2").tobytes(), shape
+        When it returns the device has done it: what it leaves is the other thread's to use, and to free. Offloaded,
+        all is one piece: what is done between two would find no room.
+        """
+        stream = nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+        with memory.reported(), cores(), stream, torch.inference_mode():
+            for _ in work:
+                if not self._is_offloaded:
+                    memory.finish(self._device)
+                    return True
+            memory.finish(self._device)
+        return False
 
-    def decode(self, drawings: Sequence[Drawing], *, tiled: bool = False) -> list[alpha.Picture]:
-        """The denoised latents as pictures [H, W, channels] in 0..1, those of one size in one call."""
-        by_size: dict[Size, list[int]] = defaultdict(list)
-        for i, drawing in enumerate(drawings):
-            by_size[drawing.request.size].append(i)
-        pictures: dict[int, alpha.Picture] = {}
-        with self._beside(), memory.lent(self._vae.module, self._device, self._is_offloaded):
-            for size, indices in by_size.items():
-                at_once = max(1, self._decode_pixels_max // size.pixels)
-                for start in range(0, len(indices), at_once):
-                    group = indices[start : start + at_once]
-                    rows = [row for i in group if (row := drawings[i].row) is not None]
-                    decoded = self._vae.decode([row.latents for row in rows], size, tiled=tiled)
-                    pictures |= dict(zip(group, _unit(decoded), strict=True))
-        return [pictures[i] for i in range(len(drawings))]
+    def text(self, renders: Sequence[Render]) -> Iterator[None]:
+        """Encode their prompts, or find them in the cache: a piece each time it is advanced."""
+        return self._pieces(self._encode_text(renders), self._cores.same)
 
-    def begin_second(self, drawing: Drawing, on_white: alpha.Picture) -> None:
+    def _encode_text(self, renders: Sequence[Render]) -> Pieces[None]:
+        hits = [self._text.is_cached(render.prompt) for render in renders]
+        prompts = [self._prompts(render.request, render.prompt) for render in renders]
+        contexts = yield from self._text.encode([prompt for own in prompts for prompt in own])
+        for render, own, hit in zip(renders, prompts, hits, strict=True):
+            render.contexts, render.prompt_hit = tuple(contexts[prompt.ids] for prompt in own), hit
+
+    def begin(self, render: Render) -> Iterator[None]:
+        """Encode its references, a piece at a time, and its prompt before; at the end its first step can be taken."""
+        return self._pieces(self._begin(render), self._cores.same)
+
+    def _begin(self, render: Render) -> Pieces[None]:
+        if render.contexts is None:
+            yield from self._encode_text([render])
+        assert render.contexts is not None
+        references = render.request.references
+        hits = [self._references.is_cached(reference) for reference in references]
+        render.row = yield from self._row(render.request, references, render.contexts)
+        render.reference_hits = hits
+
+    def begin_second(self, render: Render) -> Iterator[None]:
         """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
-        prompt = self._text.tokenizer.tokenize(alpha.TO_BLACK)
-        reference = Reference(alpha.quantise(on_white), b"")  # it comes once: not to be kept
-        with self._beside():
-            row = self._row(drawing, prompt, [reference], self._contexts([(drawing, prompt)]))
-        drawing.row, drawing.on_white = row, on_white  # at last: a failure leaves no trace
+        return self._pieces(self._begin_second(render), self._cores.same)
+
+    def _begin_second(self, render: Render) -> Pieces[None]:
+        on_white = render.picture
+        assert on_white is not None
+        prompts = self._prompts(render.request, self._text.tokenizer.tokenize(alpha.TO_BLACK))
+        contexts = yield from self._text.encode(prompts)
+        reference = Reference(alpha.pixels(alpha.quantise(on_white)), b"")  # it comes once: not to be kept
+        row = yield from self._row(render.request, [reference], tuple(contexts[prompt.ids] for prompt in prompts))
+        render.row, render.on_white, render.picture = row, on_white, None
+
+    def _row(
+        self, request: Request, references: Sequence[Reference], contexts: tuple[torch.Tensor, ...]
+    ) -> Pieces[Row]:
+        width = self._denoiser.transformer.inner_dim
+        tokens = yield from self._references.encode(references)
+        nothing = torch.empty(0, width, dtype=self._denoiser.dtype, device=self._device)
+        options, size = request.options, request.size
+        return Row(
+            size=size,
+            latents=noise(size, self._vae.latent_channels, options.seed).to(self._device),
+            references=torch.cat(tokens) if tokens else nothing,
+            reference_sizes=tuple(r.pixels.size for r in references),
+            contexts=contexts,
+            sigmas=schedule.sigmas(self._scheduler, size.tokens, options.steps, self._mu_policy),
+            guidance_scale=options.guidance_scale,
+        )
+
+    def _prompts(self, request: Request, prompt: Tokens) -> list[Tokens]:
+        """What its sequences are conditioned on: `prompt`, and for real guidance the empty one."""
+        return [prompt, self._text.tokenizer.tokenize("")] if self._needs_empty(request) else [prompt]
+
+    def _needs_empty(self, request: Request) -> bool:
+        # As the stock pipeline: classifier-free guidance only above 1.
+        return self.facts.variant is Variant.BASE and request.options.guidance_scale > 1
+
+    def step(self, renders: Sequence[Render]) -> None:
+        """Advance every render by one step in one pass."""
+        rows = [render.row for render in renders if render.row is not None]
+        with memory.reported(), self._cores.share():
+            self._denoiser.step(rows)
+        for render in renders:
+            render.steps_done += 1
+
+    def previews(self, renders: Sequence[Render]) -> list[Callable[[], Pixels | Preview]]:
+        """The last step's estimates: pictures an eighth of the size, RGBA for a native cut-out, else RGB; or latents.
+
+        A latent: float16 little endian, channels × H/16 × W/16. Each is ready when its call returns; from any thread.
+        """
+        alike: dict[tuple[Size, bool, bool], list[int]] = defaultdict(list)
+        for i, render in enumerate(renders):
+            is_latent = render.request.options.preview.format is PreviewFormat.LATENT
+            alike[render.request.size, is_latent, render.request.is_transparent].append(i)
+        drawn: dict[int, Callable[[], Pixels | Preview]] = {}
+        with memory.reported(), self._cores.share(), torch.inference_mode():
+            for (size, is_latent, is_cut_out), places in alike.items():
+                rows = [row for i in places if (row := renders[i].row) is not None]
+                estimates = torch.stack([row.estimate for row in rows if row.estimate is not None])
+                if is_latent:
+                    fetch = pixels.Fetch(estimates.transpose(1, 2).half().contiguous())
+                else:
+                    fetch = pixels.Fetch(pixels.quantise(self._preview.draw(estimates, size), is_cut_out=is_cut_out))
+                for place, i in enumerate(places):
+                    steps = renders[i].steps_done, renders[i].total_steps
+                    latent, picture = (
+                        partial(preview.latent, fetch, place, *steps, size),
+                        partial(preview.picture, fetch, place),
+                    )
+                    drawn[i] = latent if is_latent else picture
+        return [drawn[i] for i in range(len(renders))]
+
+    def decode(self, renders: Sequence[Render], *, tiled: bool = False) -> Iterator[None]:
+        """Decode pictures of one size, a piece at a time; at the end each `picture` is set and its row is gone."""
+        return self._pieces(self._decode(renders, tiled), self._cores.share)
+
+    def _decode(self, renders: Sequence[Render], is_tiled: bool) -> Pieces[None]:
+        rows = [row for render in renders if (row := render.row) is not None]
+        with self._lend_vae():
+            decoded = yield from self._vae.decode([row.latents for row in rows], rows[0].size, is_tiled=is_tiled)
+            fetches = [pixels.Fetch(self._shown(r, one)) for r, one in zip(renders, decoded.split(1), strict=True)]
+            del decoded
+            memory.finish(self._device)
+        for render, fetch in zip(renders, fetches, strict=True):
+            render.picture, render.row = fetch.array()[0], None
+
+    def _shown(self, render: Render, picture: torch.Tensor) -> torch.Tensor:
+        """What leaves the device of a decoded picture: 8 bits, but where alpha is still to be found between two."""
+        if render.passes == 2:
+            return pixels.unit(picture).contiguous()
+        return pixels.quantise(picture, is_cut_out=render.request.is_transparent)
+
+    def resolve(self, render: Render) -> tuple[Pixels, AlphaMethod]:
+        """The final pixels of a decoded picture. From any thread.
+
+        Raises: AlphaUnavailable where a cut-out was asked and no background was found.
+        """
+        assert render.picture is not None
+        with memory.reported():
+            if not render.request.is_transparent:
+                return alpha.pixels(render.picture), AlphaMethod.OPAQUE
+            levels, method = alpha.cut_out(render.picture, render.on_white)
+        if levels is None:
+            raise AlphaUnavailable("no background was found to make transparent; ask for a plain background")
+        return alpha.pixels(levels), method
+
+    def release(self) -> None:
+        """Give unused memory back, so that a smaller attempt finds room."""
+        memory.release()
 
     @property
     def identity(self) -> str:
@@ -292,7 +335,6 @@ class Engine:
         return memory.process_bytes()
 
 
-def _unit(pictures: torch.Tensor) -> alpha.Picture:
-    """[B, channels, H, W] in −1..1 -> [B, H, W, channels] in 0..1."""
-    unit: alpha.Picture = (pictures / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return unit
+def _finish(pieces: Iterator[None]) -> None:
+    for _ in pieces:
+        pass

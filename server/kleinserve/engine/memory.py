@@ -1,19 +1,29 @@
 """Where the weights live: device, dtype, and whether text encoder and VAE stay on the device between uses."""
 
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 
 from kleinserve.engine.checkpoint import Layout, skeleton
-from kleinserve.errors import UnusableCheckpoint
+from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, KleinError, UnusableCheckpoint
 
 GIB = 1024**3
-# What torch's CPU allocator, the CUDA runtime and cuBLAS say, in errors of other types.
-_EXHAUSTED = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# What says so in errors of other types, in lower case: torch's CPU allocator; the CUDA runtime and driver; cuBLAS;
+# cuDNN, which also finds no engine whose workspace would fit; Triton.
+_EXHAUSTED = (
+    "defaultcpuallocator",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "unable to find an engine",
+    "out of resource",
+)
 _WORK_BYTES = int(1.5 * GIB)  # activations of one 1024² step and decode in bfloat16
 _TEXT_WORK_BYTES = GIB // 2  # the hidden states of all of klein-4b's layers, of 7 prompts encoded together
 _LARGE_PARAMETERS = 1e9  # a model of fewer has activations as small as it
@@ -78,17 +88,46 @@ def _device(device: str) -> torch.device:
     return chosen
 
 
-@contextmanager
-def lent(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> Iterator[None]:
-    """Hold `module` on the device for the block; put it back where it is offloaded, whatever happens."""
+Lend = Callable[[], AbstractContextManager[None]]
+
+
+def lender(module: torch.nn.Module, device: torch.device, is_offloaded: bool) -> Lend:
+    """What holds `module` on the device for a block: nothing to do where it stays there.
+
+    Offloaded, its weights lie in pinned host memory and never leave it: each block copies them to the device, and
+    forgets the copies at its end, whatever happens.
+    """
     if not is_offloaded:
-        yield
-        return
-    try:
-        module.to(device)  # may run out of memory half-way
-        yield
-    finally:
-        module.to("cpu")
+        module.to(device)
+        return nullcontext
+    places: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+        (tensors, name, tensor)
+        for part in module.modules()
+        for tensors in (part._parameters, part._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+    if device.type == "cuda":
+        for _, _, tensor in places:
+            tensor.data = tensor.data.pin_memory()
+
+    @contextmanager
+    def lent() -> Iterator[None]:
+        try:
+            for tensors, name, host in places:  # may run out of memory half-way
+                copy = host.to(device, non_blocking=True)
+                tensors[name] = _as(host, copy)
+            yield
+        finally:
+            for tensors, name, host in places:
+                tensors[name] = host
+
+    return lent
+
+
+def _as(host: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    """`copy` as a parameter where `host` is one."""
+    return torch.nn.Parameter(copy, requires_grad=False) if isinstance(host, torch.nn.Parameter) else copy
 
 
 def process_bytes() -> dict[str, int]:
@@ -100,13 +139,40 @@ def process_bytes() -> dict[str, int]:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether `error` means that memory, the accelerator's or the machine's, did not suffice, whoever asked for it."""
-    is_said = any(words in str(error) for words in _EXHAUSTED)
-    return is_said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    said = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in said for words in _EXHAUSTED)
 
 
 def is_fatal(error: BaseException) -> bool:
     """Whether `error` leaves the accelerator unusable for this process (an illegal access, a lost device)."""
     return isinstance(error, torch.AcceleratorError) and not is_exhausted(error)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what the libraries raise in the block about memory or the device into AcceleratorOutOfMemory or -Lost.
+
+    By then the memory that the failed work held is free: its traceback keeps the lines, and no tensors.
+    """
+    try:
+        yield
+    except KleinError:
+        raise
+    except Exception as error:
+        if is_fatal(error):
+            raise AcceleratorLost(str(error)) from error
+        _forget(error)
+        release()
+        if is_exhausted(error):
+            raise AcceleratorOutOfMemory("not enough accelerator memory") from error
+        raise
+
+
+def _forget(error: BaseException | None) -> None:
+    """Clear the local variables of the frames that `error`, and what it came of, went through."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def finish(device: torch.device) -> None:

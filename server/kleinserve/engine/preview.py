@@ -4,8 +4,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from kleinserve.core import Size
-from kleinserve.engine.vae import Vae
+from kleinserve.core import EDGE_MULTIPLE, Pixels, Preview, PreviewFormat, Size
+from kleinserve.engine import alpha
+from kleinserve.engine.pixels import Fetch
+from kleinserve.engine.vae import Vae, finished
 
 SCALE = 8  # a preview pixel is 8 × 8 image pixels: one cell of the unpatchified latents
 _PICTURES = 64
@@ -43,11 +45,11 @@ class PreviewMap:
         self._near, self._far, self._bias = near.unflatten(1, (channels, 3, 3)), far[:, :, None, None], bias[:, 0]
 
     @torch.inference_mode()
-    def draw(self, estimate: Tensor, size: Size) -> Tensor:
-        """An x0 estimate, float32 [T, C] -> [channels, H/8, W/8] in −1..1, nominally."""
-        cells = self._cells(estimate[None], size)
+    def draw(self, estimates: Tensor, size: Size) -> Tensor:
+        """x0 estimates of one size, float32 [B, T, C] -> [B, channels, H/8, W/8] in −1..1, nominally."""
+        cells = self._cells(estimates, size)
         linear = F.conv2d(_padded(cells), self._near, self._bias)
-        return _straight(linear + F.conv2d(self._mixtures(cells), self._far))[0]
+        return _straight(linear + F.conv2d(self._mixtures(cells), self._far))
 
     def _cells(self, tokens: Tensor, size: Size) -> Tensor:
         return (self._vae.latents(tokens, size) - self._centre) / self._spread
@@ -63,9 +65,21 @@ def fit(vae: Vae) -> PreviewMap:
     Cost: an encode and a decode of 64 pictures of 64 × 64, once, at load.
     """
     size = Size(_EDGE, _EDGE)
-    tokens = torch.cat([vae.encode(pictures) for pictures in _pictures(vae.channels).split(_AT_ONCE)])
-    decoded = torch.cat([vae.decode(list(group), size) for group in tokens.split(_AT_ONCE)])
+    tokens = torch.cat([finished(vae.encode(pictures)) for pictures in _pictures(vae.channels).split(_AT_ONCE)])
+    decoded = torch.cat([finished(vae.decode(list(group), size)) for group in tokens.split(_AT_ONCE)])
     return PreviewMap(vae, tokens, size, F.avg_pool2d(_on_white(decoded.clamp(-1, 1)), SCALE))
+
+
+def picture(fetch: Fetch, place: int) -> Pixels:
+    """One of the pictures that are on their way to the host."""
+    return alpha.pixels(fetch.array()[place])
+
+
+def latent(fetch: Fetch, place: int, step: int, steps: int, size: Size) -> Preview:
+    """One of the latents, as the wire has them."""
+    values = fetch.array()[place]
+    shape = (size.width // EDGE_MULTIPLE, size.height // EDGE_MULTIPLE, len(values))
+    return Preview(step, steps, PreviewFormat.LATENT, *shape, values.astype("<f2").tobytes())
 
 
 def _padded(cells: Tensor) -> Tensor:

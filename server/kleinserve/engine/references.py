@@ -1,40 +1,45 @@
 """Reference images to transformer tokens, cached by content. Knows pictures already cut to the model's size."""
 
-import numpy as np
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from kleinserve.core import Pixels, Reference
-from kleinserve.engine.vae import Vae
+from kleinserve.core import Reference
+from kleinserve.engine.memory import Lend
+from kleinserve.engine.pixels import to_tensor
+from kleinserve.engine.vae import Pieces, Vae
 
 
 class ReferenceEncoder:
     """References to embedded tokens [T, D] in the transformer's dtype, by the VAE and the transformer's embedder."""
 
-    def __init__(self, vae: Vae, embedder: torch.nn.Linear, cache_bytes_max: int):
-        self._vae, self._embedder = vae, embedder
+    def __init__(self, vae: Vae, embedder: torch.nn.Linear, cache_bytes_max: int, lend: Lend):
+        self._vae, self._embedder, self._lend = vae, embedder, lend
         self._cache: LRUCache[bytes, Tensor] = LRUCache(cache_bytes_max, getsizeof=lambda tokens: tokens.nbytes)
 
     def is_cached(self, reference: Reference) -> bool:
         return reference.digest in self._cache
 
-    @torch.inference_mode()
-    def encode(self, reference: Reference) -> Tensor:
-        """Tokens [T, D], T = pixels / 256; kept in the cache.
+    def encode(self, references: Sequence[Reference]) -> Pieces[list[Tensor]]:
+        """Tokens [T, D] of each, T = pixels / 256; kept in the cache, and in pieces.
 
         Embedding each token alone is what the transformer does at every step, so once is enough.
         """
-        tokens = self._cache.get(reference.digest)
-        if tokens is None:
-            latents = self._vae.encode(to_tensor(reference.pixels)[None])[0]
-            tokens = self._embedder(latents.to(self._embedder.weight.dtype))
-            if reference.digest and tokens.nbytes <= self._cache.maxsize:
-                self._cache[reference.digest] = tokens
+        lend = nullcontext if all(map(self.is_cached, references)) else self._lend
+        encoded = []
+        with lend():
+            for reference in references:
+                tokens = self._cache.get(reference.digest)
+                encoded.append((yield from self._encode(reference)) if tokens is None else tokens)
+        return encoded
+
+    def _encode(self, reference: Reference) -> Pieces[Tensor]:
+        latents = yield from self._vae.encode(to_tensor(reference.pixels)[None])
+        tokens: Tensor = self._embedder(latents[0].to(self._embedder.weight.dtype))
+        if reference.digest and tokens.nbytes <= self._cache.maxsize:
+            self._cache[reference.digest] = tokens
+        yield
         return tokens
-
-
-def to_tensor(pixels: Pixels) -> Tensor:
-    """8-bit pixels -> float32 [channels, H, W] in −1..1, as the stock image processor normalises."""
-    array = np.frombuffer(pixels.data, np.uint8).reshape(pixels.size.height, pixels.size.width, pixels.channels)
-    return torch.from_numpy(array.astype(np.float32) / 255.0).permute(2, 0, 1) * 2 - 1

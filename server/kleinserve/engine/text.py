@@ -1,14 +1,21 @@
 """Prompts to projected text tokens: tokenise as the stock pipelines do, encode, project, cache."""
 
 import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from cachetools import LRUCache
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 from torch import Tensor
+
+from kleinserve.engine.memory import Lend
+from kleinserve.engine.vae import Pieces
 
 
 @dataclass(frozen=True)
@@ -31,22 +38,34 @@ class Tokenizer:
         self.tokens_max = tokens_max
         self._lock = threading.Lock()  # the fast tokenizers keep state
 
-    def tokenize(self, prompt: str) -> Tokens:
+    def tokenize(self, prompt: str, appended: str = "") -> Tokens:
         """The prompt through the chat template, cut at `tokens_max` on the tokenizer's side.
 
+        Where something is `appended`, it is kept whole, and the prompt before it is cut by as much as is too long.
         Source: _get_qwen3_prompt_embeds and _get_mistral_3_small_prompt_embeds, diffusers 0.42.1.
         """
         with self._lock:
-            text = self._mistral(prompt) if self._is_mistral else self._qwen(prompt)
-            # As transformers' processors: a template that writes the first special token is not given a second one.
-            first = self._tokenizer.bos_token
-            add_special = not (self._is_mistral and first is not None and text.startswith(first))
-            ids = self._tokenizer(text, add_special_tokens=add_special)["input_ids"]
-            count = len(ids)
+            ids = self._ids(_joined(prompt, appended))
+            count, words = len(ids), prompt
+            if count > self.tokens_max and appended:
+                too_long = bisect_right(
+                    range(len(prompt)), self.tokens_max, key=lambda n: self._count(prompt[:n], appended)
+                )
+                words = prompt[: max(0, too_long - 1)]
             if count > self.tokens_max:
-                limit = {"truncation": True, "max_length": self.tokens_max}
-                ids = self._tokenizer(text, add_special_tokens=add_special, **limit)["input_ids"]
+                ids = self._ids(_joined(words, appended), truncation=True, max_length=self.tokens_max)
         return Tokens(tuple(ids), count)
+
+    def _count(self, prompt: str, appended: str) -> int:
+        return len(self._ids(_joined(prompt, appended)))
+
+    def _ids(self, prompt: str, **limit: Any) -> list[int]:
+        text = self._mistral(prompt) if self._is_mistral else self._qwen(prompt)
+        # As transformers' processors: a template that writes the first special token is not given a second one.
+        first = self._tokenizer.bos_token
+        add_special = not (self._is_mistral and first is not None and text.startswith(first))
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special, **limit)["input_ids"]
+        return ids
 
     def _qwen(self, prompt: str) -> str:
         message = [{"role": "user", "content": prompt}]
@@ -61,16 +80,16 @@ class Tokenizer:
         messages = format_input(prompts=[prompt], system_message=SYSTEM_MESSAGE)[0]
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
 
-    def padded(self, prompts: list[Tokens]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask [B, tokens_max], padded on the tokenizer's side."""
-        ids = torch.full((len(prompts), self.tokens_max), self._tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            n = len(prompt.ids)
-            place = slice(self.tokens_max - n, None) if self._tokenizer.padding_side == "left" else slice(0, n)
-            ids[row, place] = torch.tensor(prompt.ids)
-            mask[row, place] = 1
-        return ids, mask
+    def padded(self, prompt: Tokens) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask [1, tokens_max], padded on the tokenizer's side."""
+        padding = self.tokens_max - len(prompt.ids)
+        edges = (padding, 0) if self._tokenizer.padding_side == "left" else (0, padding)
+        ids = torch.tensor([prompt.ids])
+        return F.pad(ids, edges, value=self._tokenizer.pad_token_id), F.pad(torch.ones_like(ids), edges)
+
+
+def _joined(prompt: str, appended: str) -> str:
+    return prompt.rstrip(" .,") + appended if appended else prompt
 
 
 class TextEncoder:
@@ -84,29 +103,39 @@ class TextEncoder:
         layers: tuple[int, int, int],
         cache_bytes_max: int,
         device: torch.device,
+        lend: Lend = nullcontext,
     ):
         self.module, self._projection = encoder, projection
-        self.tokenizer, self._layers, self._device = tokenizer, layers, device
+        self.tokenizer, self._layers, self._device, self._lend = tokenizer, layers, device, lend
         self._cache: LRUCache[tuple[int, ...], Tensor] = LRUCache(
             cache_bytes_max, getsizeof=lambda context: context.nbytes
         )
 
-    def cached(self, prompt: Tokens) -> Tensor | None:
-        return self._cache.get(prompt.ids)
+    def is_cached(self, prompt: Tokens) -> bool:
+        return prompt.ids in self._cache
 
     @torch.inference_mode()
-    def encode(self, prompts: list[Tokens]) -> list[Tensor]:
-        """Contexts [tokens_max, D] in the transformer's dtype, one pass for all prompts; kept in the cache.
+    def encode(self, prompts: Sequence[Tokens]) -> Pieces[dict[tuple[int, ...], Tensor]]:
+        """The context [tokens_max, D] of each by its ids, in the transformer's dtype; kept in the cache.
 
+        Each in a pass and a piece of its own: what is kept must not depend on the company it was encoded in.
         Padding stays: trimming it would change images, since the transformer attends to it.
         """
-        ids, mask = (t.to(self._device) for t in self.tokenizer.padded(prompts))
+        contexts = {p.ids: context for p in prompts if (context := self._cache.get(p.ids)) is not None}
+        missing = {p.ids: p for p in prompts if p.ids not in contexts}
+        with self._lend() if missing else nullcontext():
+            for prompt in missing.values():
+                contexts[prompt.ids] = context = self._encode(prompt)
+                if context.nbytes <= self._cache.maxsize:
+                    self._cache[prompt.ids] = context
+                yield
+        return contexts
+
+    def _encode(self, prompt: Tokens) -> Tensor:
+        ids, mask = (tensor.to(self._device) for tensor in self.tokenizer.padded(prompt))
         states = self.module(
             input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
         ).hidden_states
-        joined = torch.stack([states[k] for k in self._layers], dim=1)  # [B, 3, T, hidden]
-        contexts = list(self._projection(joined.permute(0, 2, 1, 3).flatten(2)))
-        for prompt, context in zip(prompts, contexts, strict=True):
-            if context.nbytes <= self._cache.maxsize:
-                self._cache[prompt.ids] = context.clone()  # a slice would keep the whole batch alive
-        return contexts
+        joined = torch.cat([states[k][0] for k in self._layers], dim=-1)  # [T, 3 × hidden]
+        context: Tensor = self._projection(joined)
+        return context

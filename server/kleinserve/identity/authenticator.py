@@ -1,6 +1,6 @@
 """What an authenticator promises. Knows no file format and no transport."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kleinserve.core import ANONYMOUS, Caller
@@ -14,7 +14,7 @@ class Credentials:
     file writes them (`URI:…`, `DNS:…`), of a certificate that the transport has verified; none without one.
     """
 
-    authorization: tuple[str, ...] = ()
+    authorization: tuple[str, ...] = field(default=(), repr=False)  # a secret, which no log may show
     names: tuple[str, ...] = ()
 
 

@@ -2,8 +2,8 @@
 
 import math
 import secrets
+import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -12,73 +12,42 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from klein.v1 import image_pb2
 
-from kleinserve.config import MIB, Config
+from kleinserve.config import Config
 from kleinserve.core import (
     EDGE_MULTIPLE,
     Background,
+    Draft,
     ImageFormat,
     ModelFacts,
+    OnDisconnect,
     Operation,
+    Options,
     Output,
     PreviewFormat,
     PreviewOptions,
     Priority,
-    Reference,
-    Request,
     Size,
     Variant,
 )
+from kleinserve.core.draft import too_large_latents
+from kleinserve.core.limits import (
+    CLIENT_TAG_BYTES_MAX,
+    EDGE_MAX,
+    EDGE_MIN,
+    GUIDANCE_MAX,
+    KEY_CHARACTERS_MAX,
+    PIXELS_MAX,
+    PREVIEW_EDGE_MAX,
+    PREVIEW_EDGE_MIN,
+    PROMPT_BYTES_MAX,
+    REFERENCES_MAX,
+    SEED_BITS,
+)
 from kleinserve.errors import InvalidField, Violation, quoted
 
-EDGE_MIN, EDGE_MAX = 64, 8192
-PIXELS_MAX = 4_194_304
-PROMPT_BYTES_MAX = 32_768
-REFERENCES_MAX = 4
-GUIDANCE_MAX = 20.0
-CLIENT_TAG_BYTES_MAX = 128
-PREVIEW_EDGE_MIN, PREVIEW_EDGE_MAX = 16, 1024
-PREVIEW_BYTES_MAX = MIB
 _UNKNOWN_BYTES_MAX = 4096  # of unknown fields of one message that are named one by one
-_SEED_BITS = 53  # drawn seeds survive a double, as in JSON and JavaScript
 
 E = TypeVar("E", bound=Enum)
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A request whose fields are valid; its references are still encoded and may decide its size."""
-
-    operation: Operation
-    prompt: str
-    references: tuple[bytes, ...]
-    size: Size | None
-    seed: int
-    steps: int
-    guidance_scale: float
-    output: Output
-    preview: PreviewOptions
-    priority: Priority
-    client_tag: str
-
-    def request(self, request_id: str, facts: ModelFacts, references: tuple[Reference, ...]) -> Request:
-        """The request with its references decoded and its size known. Raises: InvalidField."""
-        size = self.size or (references[0].pixels.size if references else facts.default_size)
-        if self.preview.format is PreviewFormat.LATENT and (violations := tuple(_latent(size, facts))):
-            raise InvalidField(*violations)
-        return Request(
-            request_id=request_id,
-            operation=self.operation,
-            prompt=self.prompt,
-            references=references,
-            size=size,
-            seed=self.seed,
-            steps=self.steps,
-            guidance_scale=self.guidance_scale,
-            output=self.output,
-            preview=self.preview,
-            priority=self.priority,
-            client_tag=self.client_tag,
-        )
 
 
 def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
@@ -90,8 +59,8 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
     # Of references that are too many nothing but their number is looked at.
     violations = list(unknown(message) if is_counted else unknown(options, "options."))
     size = len(prompt.encode())
-    if not prompt.strip() or size > PROMPT_BYTES_MAX:
-        said = "blank" if not prompt.strip() else f"{size} bytes"
+    if (blank := _is_blank(prompt)) or size > PROMPT_BYTES_MAX:
+        said = "blank" if blank else f"{size} bytes"
         violations.append(Violation("prompt", f"{said}; 1 to {PROMPT_BYTES_MAX} bytes, not blank"))
     if not is_counted:
         violations.append(Violation("references", f"{len(given)} given; 1 to {REFERENCES_MAX}"))
@@ -100,21 +69,28 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
     if violations:
         raise InvalidField(*violations)
     references = tuple(reference.image for reference in given)
-    scale = options.guidance_scale if options.HasField("guidance_scale") else facts.default_guidance_scale
-    preview = options.preview
     return Draft(
         operation=Operation.EDIT if references else Operation.GENERATE,
         prompt=prompt,
         references=references,
         size=Size(options.width, options.height) if options.width else None,
-        seed=options.seed if options.HasField("seed") else secrets.randbits(_SEED_BITS),
+        options=_options(options, facts),
+        is_seed_drawn=not options.HasField("seed"),
+    )
+
+
+def _options(options: image_pb2.ImageOptions, facts: ModelFacts) -> Options:
+    output, preview = options.output, options.preview
+    scale = options.guidance_scale if options.HasField("guidance_scale") else facts.default_guidance_scale
+    return Options(
+        seed=options.seed if options.HasField("seed") else secrets.randbits(SEED_BITS),
         steps=options.steps or facts.default_steps,
         guidance_scale=scale,
         output=Output(
-            format=_enum(ImageFormat, options.output.format, image_pb2.ImageFormat.Name, ImageFormat.PNG),
-            quality=options.output.quality,
-            embed_prompt=options.output.embed_prompt,
-            background=_enum(Background, options.output.background, image_pb2.Background.Name, Background.OPAQUE),
+            format=_enum(ImageFormat, output.format, image_pb2.ImageFormat.Name, ImageFormat.PNG),
+            quality=output.quality,
+            embed_prompt=output.embed_prompt,
+            background=_enum(Background, output.background, image_pb2.Background.Name, Background.OPAQUE),
         ),
         preview=PreviewOptions(
             disabled=preview.disabled,
@@ -123,6 +99,8 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
             format=_enum(PreviewFormat, preview.format, image_pb2.PreviewFormat.Name, PreviewFormat.JPEG),
         ),
         priority=_enum(Priority, options.priority, image_pb2.Priority.Name, Priority.STANDARD),
+        idempotency_key=options.idempotency_key,
+        on_disconnect=_enum(OnDisconnect, options.on_disconnect, image_pb2.OnDisconnect.Name, OnDisconnect.CANCEL),
         client_tag=options.client_tag,
     )
 
@@ -163,6 +141,11 @@ def _wire_bytes_max(value: object) -> int:
     return 16 + (len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else 0)
 
 
+def _is_blank(prompt: str) -> bool:
+    """Whether nothing in it could be seen: white space, control and format characters alone."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in prompt)
+
+
 def _size(options: image_pb2.ImageOptions) -> Iterator[Violation]:
     width, height = options.width, options.height
     if bool(width) != bool(height):
@@ -197,10 +180,34 @@ def _identity(options: image_pb2.ImageOptions) -> Iterator[Violation]:
         yield Violation(
             "options.client_tag", f"{quoted(options.client_tag)} is {tag} bytes; at most {CLIENT_TAG_BYTES_MAX}"
         )
-    if options.idempotency_key:
-        yield Violation("options.idempotency_key", f"{quoted(options.idempotency_key)}; not supported by this server")
-    if options.on_disconnect == image_pb2.ON_DISCONNECT_DETACH:
-        yield Violation("options.on_disconnect", "ON_DISCONNECT_DETACH; not supported by this server")
+    yield from _key(options.idempotency_key, "options.idempotency_key")
+    if options.on_disconnect == image_pb2.ON_DISCONNECT_DETACH and not options.idempotency_key:
+        text = "ON_DISCONNECT_DETACH without a key, so that nobody could fetch the image"
+        yield Violation("options.on_disconnect", text)
+        yield Violation("options.idempotency_key", text)
+
+
+def _key(key: str, field: str) -> Iterator[Violation]:
+    """A key that is given: 1 to 128 printable ASCII characters."""
+    if len(key) > KEY_CHARACTERS_MAX or not (key.isascii() and key.isprintable()):
+        said = f"{quoted(key)} of {len(key)} characters; 1 to {KEY_CHARACTERS_MAX} printable ASCII characters"
+        yield Violation(field, said)
+
+
+def key(message: image_pb2.AttachRequest | image_pb2.CancelRequest) -> str:
+    """The key by which a job is attached to or cancelled. Raises: InvalidField."""
+    violations = [*unknown(message), *_key(message.idempotency_key, "idempotency_key")]
+    if not message.idempotency_key:
+        violations.append(Violation("idempotency_key", "empty; the key of a job is required"))
+    if violations:
+        raise InvalidField(*violations)
+    return message.idempotency_key
+
+
+def nothing(message: Message) -> None:
+    """A message that has no fields. Raises: InvalidField where it has some all the same."""
+    if violations := tuple(unknown(message)):
+        raise InvalidField(*violations)
 
 
 def _output(output: image_pb2.OutputOptions) -> Iterator[Violation]:
@@ -235,19 +242,11 @@ def _preview(options: image_pb2.ImageOptions, facts: ModelFacts) -> Iterator[Vio
             f"{preview.max_edge}; {PREVIEW_EDGE_MIN} to {PREVIEW_EDGE_MAX}, or 0 for the preview's own size",
         )
     if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and not preview.disabled:
-        yield from _latent(Size(options.width, options.height), facts)
+        yield from too_large_latents(Size(options.width, options.height), facts)
     if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and preview.max_edge:
         text = f"max_edge {preview.max_edge} with LATENT, which is never scaled"
         yield Violation("options.preview.max_edge", text)
         yield Violation("options.preview.format", text)
-
-
-def _latent(size: Size, facts: ModelFacts) -> Iterator[Violation]:
-    held = size.tokens * facts.latent_channels * 2  # float16
-    if held > PREVIEW_BYTES_MAX:
-        text = f"LATENT previews of {size} are {held} bytes; at most {PREVIEW_BYTES_MAX}"
-        for field in ("width", "height", "preview.format"):
-            yield Violation(f"options.{field}", text)
 
 
 def _enum(kind: type[E], number: int, name: Callable[[int], str], default: E) -> E:

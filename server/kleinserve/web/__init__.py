@@ -1,1 +1,1 @@
-"""The metrics port with its probes, and the web port. Knows messages and calls, no transport of gRPC."""
+"""HTTP: the metrics port with its probes; gRPC-Web, OpenAI's Images API and the playground over the same calls."""

@@ -204,7 +204,7 @@ class Size(_message.Message):
     def __init__(self, width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Accepted(_message.Message):
-    __slots__ = ("seed", "width", "height", "steps", "model", "reference_sizes", "prompt_tokens", "prompt_truncated", "estimated_wait", "estimated_duration", "estimated_usage", "guidance_scale")
+    __slots__ = ("seed", "width", "height", "steps", "model", "reference_sizes", "prompt_tokens", "prompt_truncated", "estimated_wait", "estimated_duration", "estimated_usage", "guidance_scale", "is_replay")
     SEED_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +217,7 @@ class Accepted(_message.Message):
     ESTIMATED_DURATION_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_USAGE_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    IS_REPLAY_FIELD_NUMBER: _ClassVar[int]
     seed: int
     width: int
     height: int
@@ -229,7 +230,8 @@ class Accepted(_message.Message):
     estimated_duration: _duration_pb2.Duration
     estimated_usage: _usage_pb2.Usage
     guidance_scale: float
-    def __init__(self, seed: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., model: _Optional[str] = ..., reference_sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., prompt_truncated: _Optional[bool] = ..., estimated_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., estimated_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., estimated_usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ..., guidance_scale: _Optional[float] = ...) -> None: ...
+    is_replay: bool
+    def __init__(self, seed: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., steps: _Optional[int] = ..., model: _Optional[str] = ..., reference_sizes: _Optional[_Iterable[_Union[Size, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., prompt_truncated: _Optional[bool] = ..., estimated_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., estimated_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., estimated_usage: _Optional[_Union[_usage_pb2.Usage, _Mapping]] = ..., guidance_scale: _Optional[float] = ..., is_replay: _Optional[bool] = ...) -> None: ...
 
 class Queued(_message.Message):
     __slots__ = ("position", "estimated_wait")

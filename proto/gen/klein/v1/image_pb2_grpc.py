@@ -31,8 +31,8 @@ class ImageServiceStub:
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
@@ -79,8 +79,8 @@ class ImageServiceServicer:
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
@@ -89,7 +89,7 @@ class ImageServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+        """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +97,7 @@ class ImageServiceServicer:
 
     def Edit(self, request, context):
         """Text and 1 to 4 reference images to image. Errors: INVALID_FIELD, REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED,
-        REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+        REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +113,8 @@ class ImageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends the caller's own running job and forgets a kept one; either frees its key. Its readers get CANCELLED.
+        """Ends the caller's own running job and forgets a kept image; either frees its key. The job's readers get CANCELLED.
+        What is recorded stays recorded and billed.
         Errors: INVALID_FIELD, UNKNOWN_KEY (NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -170,8 +171,8 @@ class ImageService:
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,

@@ -40,8 +40,8 @@ class ImageServiceStub:
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
@@ -54,10 +54,10 @@ class ImageServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ImageServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_image_pb2.GenerateRequest, _image_pb2.ImageEvent]
-    """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's."""
+    """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's."""
     Edit: _grpc.UnaryStreamMultiCallable[_image_pb2.EditRequest, _image_pb2.ImageEvent]
     """Text and 1 to 4 reference images to image. Errors: INVALID_FIELD, REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED,
-    REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+    REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's.
     """
     Attach: _grpc.UnaryStreamMultiCallable[_image_pb2.AttachRequest, _image_pb2.ImageEvent]
     """The caller's own running or kept job, found by its key. The stream has the job's request id and its own sequence;
@@ -65,7 +65,8 @@ class ImageServiceStub:
     UNKNOWN_KEY (NOT_FOUND), RESULT_GONE (FAILED_PRECONDITION), and what ends the job.
     """
     Cancel: _grpc.UnaryUnaryMultiCallable[_image_pb2.CancelRequest, _image_pb2.CancelResponse]
-    """Ends the caller's own running job and forgets a kept one; either frees its key. Its readers get CANCELLED.
+    """Ends the caller's own running job and forgets a kept image; either frees its key. The job's readers get CANCELLED.
+    What is recorded stays recorded and billed.
     Errors: INVALID_FIELD, UNKNOWN_KEY (NOT_FOUND).
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetCapabilitiesRequest, _image_pb2.GetCapabilitiesResponse]
@@ -80,8 +81,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
@@ -91,10 +92,10 @@ class ImageServiceAsyncStub(ImageServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_image_pb2.GenerateRequest, _image_pb2.ImageEvent]  # type: ignore[assignment]
-    """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's."""
+    """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's."""
     Edit: _aio.UnaryStreamMultiCallable[_image_pb2.EditRequest, _image_pb2.ImageEvent]  # type: ignore[assignment]
     """Text and 1 to 4 reference images to image. Errors: INVALID_FIELD, REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED,
-    REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+    REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's.
     """
     Attach: _aio.UnaryStreamMultiCallable[_image_pb2.AttachRequest, _image_pb2.ImageEvent]  # type: ignore[assignment]
     """The caller's own running or kept job, found by its key. The stream has the job's request id and its own sequence;
@@ -102,7 +103,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     UNKNOWN_KEY (NOT_FOUND), RESULT_GONE (FAILED_PRECONDITION), and what ends the job.
     """
     Cancel: _aio.UnaryUnaryMultiCallable[_image_pb2.CancelRequest, _image_pb2.CancelResponse]  # type: ignore[assignment]
-    """Ends the caller's own running job and forgets a kept one; either frees its key. Its readers get CANCELLED.
+    """Ends the caller's own running job and forgets a kept image; either frees its key. The job's readers get CANCELLED.
+    What is recorded stays recorded and billed.
     Errors: INVALID_FIELD, UNKNOWN_KEY (NOT_FOUND).
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_image_pb2.GetCapabilitiesRequest, _image_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
@@ -116,8 +118,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
 
     The status is never OK without a whole image. `klein-request-id` is in the initial metadata, for a refusal in the
     trailing metadata; a W3C `traceparent` is read. A cancelled RPC leaves the queue at once or the running batch at the
-    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED with
-    RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
+    next step. The RPC's deadline is read at admission and before each step: DEADLINE_UNREACHABLE (RESOURCE_EXHAUSTED
+    with RetryInfo where an idle server could meet it, DEADLINE_EXCEEDED where not even that), DEADLINE_PASSED afterwards.
 
     Any image RPC may also fail with NOT_READY, DRAINING, LEDGER_UNAVAILABLE (UNAVAILABLE, RetryInfo), QUEUE_FULL,
     QUOTA_EXCEEDED, ACCELERATOR_OUT_OF_MEMORY (RESOURCE_EXHAUSTED, RetryInfo), UNAUTHENTICATED, PERMISSION_DENIED,
@@ -131,7 +133,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.ImageEvent], _abc.AsyncIterator[_image_pb2.ImageEvent]]:
-        """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's."""
+        """Text to image. Errors: INVALID_FIELD, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's."""
 
     @_abc_1.abstractmethod
     def Edit(
@@ -140,7 +142,7 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.ImageEvent], _abc.AsyncIterator[_image_pb2.ImageEvent]]:
         """Text and 1 to 4 reference images to image. Errors: INVALID_FIELD, REFERENCE_UNREADABLE, REFERENCE_UNSUPPORTED,
-        REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, and the service's.
+        REFERENCE_TOO_LARGE, ALPHA_UNAVAILABLE, IDEMPOTENCY_KEY_REUSED, RESULT_GONE, and the service's.
         """
 
     @_abc_1.abstractmethod
@@ -160,7 +162,8 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.CancelResponse, _abc.Awaitable[_image_pb2.CancelResponse]]:
-        """Ends the caller's own running job and forgets a kept one; either frees its key. Its readers get CANCELLED.
+        """Ends the caller's own running job and forgets a kept image; either frees its key. The job's readers get CANCELLED.
+        What is recorded stays recorded and billed.
         Errors: INVALID_FIELD, UNKNOWN_KEY (NOT_FOUND).
         """
 

@@ -65,8 +65,8 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUsageRecords(self, request, context):
-        """One record for each finished request, also cancelled and failed ones, oldest first. Errors: INVALID_FIELD, and the
-        service's.
+        """One record for each finished request, also cancelled and failed ones, in the order of their commits. Errors:
+        INVALID_FIELD, and the service's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

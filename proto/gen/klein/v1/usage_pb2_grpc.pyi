@@ -40,8 +40,8 @@ class UsageServiceStub:
     GetUsage: _grpc.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]
     """Totals by caller and operation. Errors: INVALID_FIELD, and the service's."""
     ListUsageRecords: _grpc.UnaryStreamMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]
-    """One record for each finished request, also cancelled and failed ones, oldest first. Errors: INVALID_FIELD, and the
-    service's.
+    """One record for each finished request, also cancelled and failed ones, in the order of their commits. Errors:
+    INVALID_FIELD, and the service's.
     """
 
 @_typing.type_check_only
@@ -56,8 +56,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
     GetUsage: _aio.UnaryUnaryMultiCallable[_usage_pb2.GetUsageRequest, _usage_pb2.GetUsageResponse]  # type: ignore[assignment]
     """Totals by caller and operation. Errors: INVALID_FIELD, and the service's."""
     ListUsageRecords: _aio.UnaryStreamMultiCallable[_usage_pb2.ListUsageRecordsRequest, _usage_pb2.ListUsageRecordsResponse]  # type: ignore[assignment]
-    """One record for each finished request, also cancelled and failed ones, oldest first. Errors: INVALID_FIELD, and the
-    service's.
+    """One record for each finished request, also cancelled and failed ones, in the order of their commits. Errors:
+    INVALID_FIELD, and the service's.
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -81,8 +81,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_pb2.ListUsageRecordsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_usage_pb2.ListUsageRecordsResponse], _abc.AsyncIterator[_usage_pb2.ListUsageRecordsResponse]]:
-        """One record for each finished request, also cancelled and failed ones, oldest first. Errors: INVALID_FIELD, and the
-        service's.
+        """One record for each finished request, also cancelled and failed ones, in the order of their commits. Errors:
+        INVALID_FIELD, and the service's.
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,262 @@
+"""The composition root: makes every object once, and carries the server from its start to its end."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from kleinserve import __version__
+from kleinserve.codec.intake import Intake
+from kleinserve.config import Config
+from kleinserve.metrics import Metrics
+
+if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's workers have started
+    from kleinserve.backend.backend import Backend, State
+    from kleinserve.identity.authenticator import Authenticator
+    from kleinserve.identity.certificates import Certificates
+    from kleinserve.identity.reload import Watched
+    from kleinserve.logs import Logs
+    from kleinserve.usage.ledger import Ledger
+    from kleinserve.web.probes import Health
+
+SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
+
+log = structlog.get_logger()
+
+
+def run(config: Config, logs: "Logs") -> int:
+    """Serve until SIGTERM or SIGINT, drained; a second signal exits at once, and so does one before it is warm.
+
+    Returns the exit code. Raises: BadConfig, UnusableCheckpoint, BadLedger; OSError where a port is taken.
+    """
+    metrics = Metrics()
+    metrics.log_dropped.count = lambda: logs.dropped
+    intake = Intake(config, metrics.intake)
+    intake.start()  # before torch and grpc are loaded, so that no fork follows them
+    try:
+        return asyncio.run(_serve(config, logs, metrics, intake))
+    finally:
+        intake.kill()
+
+
+async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
+    identity = _Identity(config, metrics)
+    ledger = _ledger(config, metrics)
+    server = _Server(config, metrics, intake, identity, ledger, _backend(config, metrics))
+    await server.start(logs.announce)
+    await server.stopping.wait()
+    return await server.stop()
+
+
+class _Server:
+    """Every object of a server that has a backend, and its way from start to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        metrics: Metrics,
+        intake: Intake,
+        identity: "_Identity",
+        ledger: "Ledger",
+        backend: "Backend",
+    ):
+        from kleinserve.desk.books import Books
+        from kleinserve.desk.desk import Desk
+        from kleinserve.desk.lifecycle import Lifecycle
+        from kleinserve.identity.limits import Quota
+        from kleinserve.rpc.call import Calls
+        from kleinserve.rpc.server import GrpcServer
+        from kleinserve.rpc.servicer import Images, Usages, methods
+        from kleinserve.usage import price
+        from kleinserve.web.probes import Debug, Probes
+
+        self._config, self._intake, self._identity, self._ledger = config, intake, identity, ledger
+        self._backend, self.lifecycle, self.stopping = backend, Lifecycle(), asyncio.Event()
+        facts = backend.facts
+        metrics.built(__version__, facts.name, facts.device, facts.dtype)
+        metrics.predicted_wait_seconds.set_function(lambda: backend.load().wait_seconds)
+        self._books = Books(ledger, price.configured(config), facts.name, metrics)
+        quota = Quota(time.monotonic_ns)
+        self._desk = Desk(backend, intake, self._books, quota, self.lifecycle, config, metrics)
+        table = methods(Images(self._desk, facts, config), Usages(ledger))
+        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
+        self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
+        debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
+        self._probes = Probes(config, metrics.exposition, self._health, debug)
+        self._web: Any = None
+
+    def _health(self) -> "Health":
+        """What the probes say, from the signal to drain on not ready."""
+        from kleinserve.backend.backend import State
+        from kleinserve.web.probes import Health
+
+        state = self.lifecycle.state
+        if state is State.READY and self.stopping.is_set():
+            return Health("draining", True, False)
+        if state is State.READY and not self._ledger.is_up:
+            return Health("ledger down", True, False)
+        return Health(state.value, state is not State.DEAD, state is State.READY)
+
+    async def start(self, announce: Callable[[str], None]) -> None:
+        """Listen, warm, and say so. Raises: OSError where a port is taken; what the warm-up raised."""
+        config = self._config
+        port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
+        self.lifecycle.watch(self._on_state)
+        self._identity.start()
+        await self._backend.start(self.lifecycle.become)
+        web = await self._start_web()
+        await self._grpc.say(is_serving=True)
+        self._on_signals()
+        announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
+        if web is not None:
+            announce(f"web on {config.address(web)}")
+
+    async def _start_web(self) -> int | None:
+        if self._config.web_port is None:
+            return None
+        from kleinserve.web.app import application
+        from kleinserve.web.server import WebServer
+
+        self._web = WebServer(application(self._calls, self._config), self._config, self._identity.web_context())
+        return int(await self._web.start())
+
+    def _on_state(self, state: "State") -> None:
+        from kleinserve.backend.backend import State
+
+        if state is State.DEAD:
+            self.stopping.set()
+
+    def _on_signals(self) -> None:
+        """The first SIGTERM or SIGINT drains, the next ends the process; SIGHUP reads the files again."""
+        loop = asyncio.get_running_loop()
+
+        def drain() -> None:
+            self.stopping.set()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, os._exit, 128 + number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, drain)
+        loop.add_signal_handler(signal.SIGHUP, self._identity.check_now)
+
+    async def stop(self) -> int:
+        """Drain and end; returns the exit code."""
+        from kleinserve.backend.backend import State
+        from kleinserve.errors import Draining, Internal, KleinError
+
+        is_dead = self.lifecycle.state is State.DEAD
+        cause: KleinError = Internal("the accelerator failed") if is_dead else Draining()
+        grace = 0.1 if is_dead else self._config.drain_grace_seconds
+        log.info("draining", grace_seconds=grace)
+        await self._grpc.say(is_serving=False)
+        if not is_dead:
+            await asyncio.sleep(self._config.drain_notice_seconds)
+        self.lifecycle.become(State.DRAINING)
+        ends = time.monotonic() + grace
+        going = [asyncio.create_task(self._grpc.stop(grace + SPARE_SECONDS))]  # connections are told to go now
+        if self._web is not None:
+            going.append(asyncio.create_task(self._web.stop(grace + SPARE_SECONDS)))
+        await self._desk.drain(grace)
+        await self._calls.drain(max(0.1, ends - time.monotonic()), cause)
+        await self._backend.drain(SPARE_SECONDS)
+        await asyncio.gather(*going)
+        await self._books.close()
+        await self._intake.close()
+        self._identity.stop()
+        self._probes.stop()
+        return 1 if is_dead else 0
+
+
+class _Identity:
+    """Who calls, and the certificates: files that are read again when they change. Raises: BadConfig."""
+
+    def __init__(self, config: Config, metrics: Metrics):
+        from kleinserve.identity.authenticator import Everyone
+        from kleinserve.identity.callers import WatchedCallers, watch_callers
+        from kleinserve.identity.certificates import CertificateFiles, watch_certificates
+        from kleinserve.identity.reload import Reloads
+
+        watched: list[Watched[Any]] = []
+        self.authenticator: Authenticator = Everyone()
+        self.certificates: Watched[Certificates] | None = None
+        if config.callers is not None:
+            watched.append(callers := watch_callers(Path(config.callers)))
+            self.authenticator = WatchedCallers(callers)
+        if config.tls_certificate is not None and config.tls_key is not None:
+            client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+            files = CertificateFiles(Path(config.tls_certificate), Path(config.tls_key), client_ca)
+            self.certificates = watch_certificates(files)
+            watched.append(self.certificates)
+        self._knows_callers = config.callers is not None
+        self._reloads = Reloads(watched, lambda what, outcome: metrics.reloads.labels(what, outcome).inc())
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._reloads.run())
+
+    def check_now(self) -> None:
+        self._reloads.check_now()
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def is_admin(self) -> Callable[[str], bool] | None:
+        """Whether the value of an `authorization` header is an admin's; None: there are no callers."""
+        from kleinserve.identity.authenticator import Credentials
+
+        if not self._knows_callers:
+            return None
+        return lambda authorization: self.authenticator.caller(Credentials((authorization,))).is_admin
+
+    def grpc_credentials(self) -> Any:
+        """For the gRPC port; None: plain text."""
+        from kleinserve.rpc.server import tls_credentials
+
+        return None if self.certificates is None else tls_credentials(self.certificates)
+
+    def web_context(self) -> Any:
+        """For the web port; None: plain text."""
+        from kleinserve.identity.certificates import serving_context
+
+        certificates = self.certificates
+        return None if certificates is None else serving_context(lambda: certificates.value)
+
+
+def _ledger(config: Config, metrics: Metrics) -> "Ledger":
+    """Raises: BadLedger."""
+    from kleinserve.usage.ledger import NoLedger
+
+    if config.ledger == "none":
+        return NoLedger()
+    from kleinserve.usage.sql import SqlLedger
+
+    return SqlLedger(
+        config.ledger,
+        on_commit=metrics.ledger_commit_seconds.observe,
+        on_up=metrics.ledger_up.set,
+        on_dropped=metrics.ledger_dropped.inc,
+    )
+
+
+def _backend(config: Config, metrics: Metrics) -> "Backend":
+    """Where images are made. Raises: UnusableCheckpoint."""
+    from kleinserve.backend.local import Local
+    from kleinserve.engine import checkpoint
+    from kleinserve.engine.engine import Engine
+
+    engine = Engine(checkpoint.find(config.model), config)
+    log.info("loaded", **config.shown(), memory_chosen=engine.plan.reason)
+    for kind in ("used", "peak", "total"):
+        metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_bytes, engine, kind))
+    return Local(engine, config, metrics)
+
+
+def _bytes(engine: Any, kind: str) -> float:
+    return float(engine.memory_bytes()[kind])

@@ -1,0 +1,1 @@
+"""A request's life between its caller and a backend: taken in, told, settled, kept. Knows no transport, no tensors."""

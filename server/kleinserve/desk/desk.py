@@ -1,0 +1,273 @@
+"""Where requests come in: each gets a place, is read, handed to the backend, and followed to its one ending."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import structlog
+
+from kleinserve.backend.backend import Backend
+from kleinserve.config import Config
+from kleinserve.core import Accepted, Admitted, Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
+from kleinserve.desk.books import Books, new_record_id
+from kleinserve.desk.job import Job, Stage
+from kleinserve.desk.lifecycle import Lifecycle
+from kleinserve.desk.places import Place, Places
+from kleinserve.desk.reader import Reader, Terms
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, UnknownKey
+from kleinserve.identity.limits import Grant, Quota
+from kleinserve.metrics import Metrics
+from kleinserve.usage.price import usage
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One call for an image. `turn`: whose turn it is when references are decoded; `held_bytes`: of its message."""
+
+    request_id: str
+    caller: Caller
+    turn: str
+    deadline: float | None  # on the event loop's clock
+    held_bytes: int
+    arrived_microseconds: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One reader of one job."""
+
+    job: Job
+    reader: Reader
+
+
+class Intake(Protocol):
+    """Decodes references apart. Raises: the first bad one's RefusedReference."""
+
+    async def decode(self, turn: str, references: tuple[bytes, ...], *, keep_alpha: bool) -> tuple[Reference, ...]: ...
+
+
+class Desk:
+    """Every method is called on the event loop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        intake: Intake,
+        books: Books,
+        quota: Quota,
+        lifecycle: Lifecycle,
+        config: Config,
+        metrics: Metrics,
+    ):
+        self._backend, self._intake, self._books, self._metrics = backend, intake, books, metrics
+        self._quota, self._lifecycle = quota, lifecycle
+        self._loop = asyncio.get_running_loop()
+        self._places = Places(
+            config.queue_requests_max, config.queue_bytes_max, lambda: self._backend.load().busy_seconds
+        )
+        self._jobs: dict[str, Job] = {}
+        self._place: dict[Job, Place] = {}
+        self._expiry: dict[Job, asyncio.TimerHandle] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+
+    def check(self) -> None:
+        """Raise NotReady, Draining or LedgerUnavailable where no request is taken now."""
+        self._lifecycle.check()
+        self._books.check()
+
+    async def open(self, draft: Draft, asked: Asked) -> Stream:
+        """A new job and its first reader. Raises: whatever refuses the request; then nothing of it is left."""
+        self.check()
+        place = self._places.take(asked.held_bytes)
+        try:
+            grant = self._quota.admit(asked.caller, self._megapixels(draft))
+            try:
+                request = await self._read(draft, asked, place)
+                return await self._submit(self._job(request, asked, grant), place, _terms(draft, asked))
+            except BaseException:
+                grant.release(ran=False, by_server=False)
+                raise
+        except BaseException:
+            place.leave()
+            raise
+
+    def _megapixels(self, draft: Draft) -> int:
+        """Of the output; where a reference decides the size it is one, since the model sees no larger one."""
+        if draft.size is None and draft.references:
+            return 1
+        return (draft.size or self._backend.facts.default_size).megapixels
+
+    async def _read(self, draft: Draft, asked: Asked, place: Place) -> Request:
+        """The request with its references decoded."""
+        facts = self._backend.facts
+        references: tuple[Reference, ...] = ()
+        if draft.references:
+            references = await self._intake.decode(asked.turn, draft.references, keep_alpha=facts.has_native_alpha)
+            place.grow(sum(len(reference.pixels.data) for reference in references))
+        return draft.request(asked.request_id, asked.caller.name, facts, references)
+
+    def _job(self, request: Request, asked: Asked, grant: Grant) -> Job:
+        price = self._books.price
+        return Job(
+            request=request,
+            usage=usage(request.size, request.reference_sizes, price, billable=True),
+            record_id=new_record_id(),
+            accept_microseconds=asked.arrived_microseconds,
+            grant=grant,
+            on_change=self._changed,
+            on_last=self._ended,
+            submitted=self._loop.time(),
+        )
+
+    async def _submit(self, job: Job, place: Place, terms: Terms) -> Stream:
+        left = None if terms.deadline is None else terms.deadline - self._loop.time()
+        job.accepted = self._accepted(job, await self._backend.submit(job.request, left, job.take))
+        self._jobs[job.request.request_id] = job
+        self._place[job] = place
+        self._metrics.queue_depth.labels(job.request.options.priority.value).inc()
+        stream = Stream(job, job.join(terms, is_replay=False))
+        self._watch(job)
+        return stream
+
+    def _accepted(self, job: Job, admitted: Admitted) -> Accepted:
+        request, facts = job.request, self._backend.facts
+        return Accepted(
+            seed=request.options.seed,
+            size=request.size,
+            steps=request.options.steps,
+            guidance_scale=request.options.guidance_scale,
+            model=facts.name,
+            reference_sizes=request.reference_sizes,
+            prompt_tokens=min(admitted.prompt_tokens, facts.prompt_tokens_max),
+            prompt_truncated=admitted.is_truncated,
+            estimated_wait=admitted.estimated_wait,
+            estimated_duration=admitted.estimated_duration,
+            estimated_usage=replace(job.usage, billable=False),
+        )
+
+    def _watch(self, job: Job) -> None:
+        """End the job at its deadline, which changes with its readers."""
+        if (timer := self._expiry.pop(job, None)) is not None:
+            timer.cancel()
+        if job.deadline is not None and job.stage is not Stage.OVER:
+            self._expiry[job] = self._loop.call_at(job.deadline, self._expire, job)
+
+    def _expire(self, job: Job) -> None:
+        self.end(job, DeadlinePassed("the deadline passed before the image was finished"))
+
+    def end(self, job: Job, error: KleinError) -> None:
+        """End a job early; its backend stops at the next boundary and then says what was spent."""
+        if job.stage in (Stage.WAITING, Stage.RUNNING) and not job.is_committing:
+            job.fail(error)
+            self._backend.cancel(job.request.request_id)
+
+    async def attach(self, key: str, asked: Asked) -> Stream:
+        raise UnknownKey("no job has this key")
+
+    async def cancel(self, key: str, caller: Caller) -> None:
+        raise UnknownKey("no job has this key")
+
+    def delivered(self, stream: Stream) -> None:
+        pass
+
+    def leave(self, stream: Stream) -> Stage:
+        """A stream has ended, however; returns where its job was.
+
+        A job that nobody reads any more ends, unless it is detached or its image is settled.
+        """
+        job, stage = stream.job, stream.job.stage
+        job.readers.discard(stream.reader)
+        if job.readers:
+            self._watch(job)
+        elif not job.is_detached:
+            self.end(job, Cancelled("its last reader went away"))
+        if job.stage is Stage.DELIVERING and not job.readers:
+            job.end()
+        return stage
+
+    def _changed(self, job: Job, before: Stage) -> None:
+        """Keep the gauges, the places and the timers in step with the job's stage."""
+        priority = job.request.options.priority.value
+        if before is Stage.WAITING:
+            self._metrics.queue_depth.labels(priority).dec()
+            self._place.pop(job).leave()
+        if job.stage is Stage.RUNNING:
+            self._metrics.running_requests.inc()
+            self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
+        if before in (Stage.RUNNING, Stage.DELIVERING) and job.stage is Stage.OVER:
+            self._metrics.running_requests.dec()
+        if job.stage is Stage.OVER:
+            self._watch(job)
+            is_ours = job.error is not None and not isinstance(job.error, Cancelled | DeadlinePassed)
+            job.grant.release(ran=job.started is not None, by_server=is_ours)
+
+    def _ended(self, job: Job, last: Finished | Failed) -> None:
+        """The backend's last word: settle and deliver the image, or record that there is none."""
+        if isinstance(last, Finished) and job.stage is not Stage.OVER:
+            job.is_committing = True
+            task = self._loop.create_task(self._deliver(job, last))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+            return
+        if isinstance(last, Failed):
+            job.fail(last.error)
+        self._close(job)
+
+    async def _deliver(self, job: Job, last: Finished) -> None:
+        """Nothing is sent before it is written down."""
+        try:
+            await self._books.settle(job)
+        except KleinError as error:
+            job.fail(error)
+            self._close(job)
+            return
+        except Exception:
+            log.exception("settling failed", request_id=job.request.request_id)
+            job.fail(Internal(f"internal error, request {job.request.request_id}"))
+            self._close(job)
+            return
+        job.deliver(last.image)
+        self._forget(job)
+        if not job.readers:
+            job.end()
+
+    def _close(self, job: Job) -> None:
+        self._books.finish(job)
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        self._jobs.pop(job.request.request_id, None)
+        if not self._jobs:
+            self._idle.set()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Let the admitted requests finish for `grace_seconds`, end the rest with DRAINING."""
+        try:
+            async with asyncio.timeout(grace_seconds):
+                while self._jobs:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            log.warning("grace period over", unfinished=len(self._jobs))
+            for job in list(self._jobs.values()):
+                self.end(job, Draining())
+
+    def shown(self) -> list[dict[str, Any]]:
+        """What waits and what runs, in order of arrival, for whoever debugs: no prompts."""
+        return [job.shown(self._loop.time()) for job in self._jobs.values()]
+
+    def cancel_request(self, request_id: str) -> bool:
+        """End a request in its caller's place; False: there is none."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            self.end(job, Cancelled("an operator cancelled it"))
+        return job is not None
+
+
+def _terms(draft: Draft, asked: Asked) -> Terms:
+    options = draft.options
+    is_detached = options.on_disconnect is OnDisconnect.DETACH
+    return Terms(options.client_tag, asked.deadline, is_detached=is_detached, priority=options.priority)

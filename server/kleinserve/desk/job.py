@@ -1,0 +1,186 @@
+"""A job: one admitted request's life on the event loop, with any number of readers, or none."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from kleinserve.core import (
+    Accepted,
+    BackendEvent,
+    Completed,
+    EncodedImage,
+    Event,
+    Failed,
+    Finished,
+    Outcome,
+    Preview,
+    Priority,
+    Progress,
+    Queued,
+    Request,
+    Spent,
+    Started,
+    Usage,
+)
+from kleinserve.desk.reader import Reader, Terms
+from kleinserve.errors import Cancelled, DeadlinePassed, KleinError
+from kleinserve.identity.limits import Grant
+
+READERS_MAX = 8
+_URGENCY = tuple(Priority)
+
+
+class Stage(Enum):
+    """Where a job is; the value is the `where` of klein_cancelled_total."""
+
+    WAITING = "queue"
+    RUNNING = "step"
+    DELIVERING = "delivery"
+    OVER = "over"
+
+
+@dataclass(eq=False)
+class Job:
+    """What the desk knows of one request. Its backend tells it through `take`; its readers are told by it.
+
+    `on_change` is called when the stage has changed, `on_last` with the backend's last word. `accept_microseconds`:
+    since 1970. `submitted` and `started` on the event loop's clock. `error`: why it ended, the first cause.
+    """
+
+    request: Request
+    usage: Usage
+    record_id: str
+    accept_microseconds: int
+    grant: Grant
+    on_change: Callable[["Job", Stage], None]
+    on_last: Callable[["Job", Finished | Failed], None]
+    accepted: Accepted | None = None
+    stage: Stage = Stage.WAITING
+    submitted: float = 0.0
+    started: float | None = None
+    readers: set[Reader] = field(default_factory=set)
+    is_committing: bool = False  # from here on its image is billed, whoever leaves
+    image: EncodedImage | None = None
+    spent: Spent = field(default_factory=Spent)
+    error: KleinError | None = None
+    _present: Queued | Progress | None = None
+    _is_detached: bool = False
+
+    @property
+    def queue_seconds(self) -> float:
+        now = asyncio.get_running_loop().time()
+        return (now if self.started is None else self.started) - self.submitted
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether it goes on without readers: as soon as one of them asked for DETACH."""
+        self._is_detached = self._is_detached or any(reader.terms.is_detached for reader in self.readers)
+        return self._is_detached
+
+    @property
+    def deadline(self) -> float | None:
+        """The latest of its readers'; None where one has none, or where it is detached."""
+        deadlines = [reader.terms.deadline for reader in self.readers]
+        if self.is_detached or not deadlines or None in deadlines:
+            return None
+        return max(deadline for deadline in deadlines if deadline is not None)
+
+    @property
+    def priority(self) -> Priority:
+        """The highest of its readers'."""
+        return min((reader.terms.priority for reader in self.readers), key=_URGENCY.index)
+
+    def completed(self) -> Completed:
+        spent = self.spent
+        return Completed(self.usage, spent.timings, spent.max_step_requests, 0)
+
+    def join(self, terms: Terms, *, is_replay: bool) -> Reader:
+        """A further stream of this job: accepted, then the present state; past previews are not repeated."""
+        assert self.accepted is not None
+        reader = Reader(replace(self.accepted, is_replay=is_replay), terms)
+        if self.image is not None and self.stage is Stage.DELIVERING:
+            reader.finish(self.image, self.completed())
+        else:
+            for event in self._state():
+                reader.post(event)
+        self.readers.add(reader)
+        return reader
+
+    def _state(self) -> list[Event]:
+        started = [] if self.started is None else [Started(self.started - self.submitted)]
+        return [*started, *([] if self._present is None else [self._present])]
+
+    def take(self, event: BackendEvent) -> None:
+        """What its backend says, in order."""
+        if isinstance(event, Finished | Failed):
+            self.spent = event.spent
+            self.on_last(self, event)
+        elif self.stage in (Stage.WAITING, Stage.RUNNING):
+            self._post(event)
+
+    def _post(self, event: Queued | Started | Progress | Preview) -> None:
+        if isinstance(event, Started):
+            self.started, self._present = asyncio.get_running_loop().time(), None
+            self._become(Stage.RUNNING)
+            for reader in self.readers:
+                reader.forget_position()
+        elif not isinstance(event, Preview):
+            self._present = event
+        for reader in self.readers:
+            reader.post(event)
+
+    def deliver(self, image: EncodedImage) -> None:
+        """Its image is settled: every reader gets it."""
+        self.image = image
+        self._become(Stage.DELIVERING)
+        for reader in self.readers:
+            reader.finish(image, self.completed())
+
+    def fail(self, error: KleinError) -> None:
+        """Tell its readers why it ends, unless it has ended."""
+        if self.stage is Stage.OVER:
+            return
+        self.error = self.error or error
+        self._become(Stage.OVER)
+        for reader in self.readers:
+            reader.fail(error)
+
+    def end(self) -> None:
+        """Its image is no longer here."""
+        if self.stage is not Stage.OVER:
+            self._become(Stage.OVER)
+        self.image = None
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """What an operator sees of it."""
+        request, present = self.request, self._present
+        predicted = present.estimated_wait if isinstance(present, Queued) else 0.0
+        predicted = present.estimated_remaining if isinstance(present, Progress) else predicted
+        return {
+            "request_id": request.request_id,
+            "caller": request.caller,
+            "operation": request.operation.value,
+            "stage": self.stage.value,
+            "size": str(request.size),
+            "step": present.step if isinstance(present, Progress) else 0,
+            "steps": request.options.steps,
+            "priority": request.options.priority.value,
+            "readers": len(self.readers),
+            "age_seconds": round(now - self.submitted, 3),
+            "predicted_seconds": round(predicted, 3),
+        }
+
+    def _become(self, stage: Stage) -> None:
+        before, self.stage = self.stage, stage
+        self.on_change(self, before)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, for its record."""
+        if self.error is None:
+            return Outcome.DELIVERED
+        if isinstance(self.error, DeadlinePassed):
+            return Outcome.DEADLINE
+        return Outcome.CANCELLED if isinstance(self.error, Cancelled) else Outcome.FAILED

@@ -1,0 +1,82 @@
+"""grpc.aio as a transport of calls. Owns grpc."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_status import rpc_status
+
+from kleinserve.errors import KleinError
+from kleinserve.identity.authenticator import Credentials
+from kleinserve.identity.names import names_of_auth_context
+from kleinserve.rpc.call import Calls, ReaderGone
+from kleinserve.rpc.status import status, trailing
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class GrpcTransport:
+    """One RPC of grpc.aio."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._given = [(key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)]
+
+    @property
+    def peer(self) -> str:
+        return str(self._context.peer())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return dict(self._given)
+
+    @property
+    def credentials(self) -> Credentials:
+        return credentials(self._context)
+
+    def seconds_left(self) -> float | None:
+        left = self._context.time_remaining()
+        return None if left is None else float(left)
+
+    async def begin(self, metadata: Mapping[str, str]) -> None:
+        await self._context.send_initial_metadata(tuple(metadata.items()))
+
+    async def write(self, message: bytes) -> None:
+        try:
+            await self._context.write(message)
+        except grpc.aio.InternalError:  # cancelled, or past its deadline, while it was blocked
+            raise ReaderGone from None
+
+    async def refuse(self, error: KleinError, request_id: str) -> None:
+        sent = trailing(error, request_id)
+        self._context.set_trailing_metadata(tuple(sent))
+        made = rpc_status.to_status(status(error, request_id))
+        sent += [(key, value) for key, value in made.trailing_metadata]
+        await self._context.abort(made.code, made.details, tuple(sent))
+
+
+def credentials(context: Context) -> Credentials:
+    """What the connection and the call say of who calls."""
+    given = context.invocation_metadata() or ()
+    tokens = tuple(str(value) for key, value in given if key == "authorization")
+    return Credentials(tokens, names_of_auth_context(context.auth_context()))
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Gives every call of the contract to `calls` as bytes: what cannot be parsed is refused like everything else.
+
+    A unary answer is a stream of one message: on the wire they are the same.
+    """
+
+    def __init__(self, calls: Calls):
+        self._calls = calls
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
+        path = str(handler_call_details.method)
+        if path not in self._calls.methods:
+            return None
+
+        async def behave(body: bytes, context: Context) -> None:
+            await self._calls.serve(path, body, GrpcTransport(context))
+
+        return grpc.unary_stream_rpc_method_handler(behave)  # written, not yielded
