@@ -66,7 +66,7 @@ class Config(BaseModel):
     quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
     threads: CountOrNone = 0  # torch's threads; 0: all cores that the process may use but one, at least 1
     codec_threads: Count = 2  # image decoding and encoding
-    malloc_arenas: CountOrNone = 1  # of glibc: with more, memory that was freed stays with the process; 0: glibc's own
+    malloc_arenas: CountOrNone = 2  # of glibc, whose default of 8 a core keeps freed memory apart; 0: that default
     mu_policy: Literal["official", "fixed", "clamp"] = "official"  # how the schedule is shifted, see engine/schedule.py
 
     callers: Path | None = None  # TOML: who may call, with what; absent: everyone is `anonymous`
