@@ -28,8 +28,9 @@ def make_image(klein: Client, arguments: Namespace) -> None:
         view = Lines(stream) if arguments.json else Screen(arguments.server, quiet=arguments.quiet)
         try:
             image = follow(stream, view, arguments)
-        except (KleinError, KeyboardInterrupt):
-            if stream.accepted and getattr(arguments, "detach", False):
+        except (KleinError, KeyboardInterrupt) as error:
+            was_refused = isinstance(error, KleinError) and not stream.accepted
+            if getattr(arguments, "detach", False) and not was_refused:
                 print(f"klein: the request goes on; klein attach {stream.idempotency_key}", file=sys.stderr)
             raise
         destination.write(image.data)

@@ -41,7 +41,7 @@ def facts(row: Row) -> dict[str, Any]:
 
 def print_json(rows: Iterable[Row]) -> None:
     for row in rows:
-        print(json.dumps(facts(row), ensure_ascii=False))
+        print(json.dumps(facts(row), ensure_ascii=False), flush=True)
 
 
 def print_csv(rows: Iterable[Row]) -> None:
