@@ -124,7 +124,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "code", "words"), BAD)
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
-    """An address where nobody answers is exit code 3 and bad arguments are 2, each one readable line and never a traceback."""
+    """An address where nobody answers is exit code 3 and bad arguments are 2, each one line and never a traceback."""
     done = klein(*arguments, folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
     assert done.stderr.startswith("klein")
@@ -324,7 +324,7 @@ def test_usage(server: Any, what: str) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.splitlines()
 
-    heading, row, interval = shown()
+    interval, heading, row = shown()
     assert interval == "2026-11-01 00:00 to 2026-11-30 22:00 UTC"
     assert heading.split()[0] == ("caller" if what == "totals" else "ended")
     assert ("$0.028000" if what == "totals" else "CANCELLED") in row

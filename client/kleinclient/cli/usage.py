@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -22,14 +22,19 @@ LEFT = ("caller", "operation")  # of the totals; the other columns are numbers
 def show_usage(klein: Client, arguments: Namespace) -> None:
     """Totals by caller and operation, or every record."""
     start, end = arguments.start, arguments.end or datetime.now(UTC)
-    shows: dict[str, Callable[[Iterable[Any]], None]] = {"csv": print_csv, "json": print_json}
+    rows: Iterable[Any]
     if arguments.what == "records":
-        records = klein.usage_records(start, end, caller=arguments.caller, after_record_id=arguments.after)
-        shows.get(arguments.format, print_records)(records)
+        rows = klein.usage_records(start, end, caller=arguments.caller, after_record_id=arguments.after)
     else:
-        shows.get(arguments.format, print_totals)(klein.usage(start, end, caller=arguments.caller))
-    if arguments.format == "table":
-        print(f"{_minute(start)} to {_minute(end)} UTC")
+        rows = klein.usage(start, end, caller=arguments.caller)
+    match arguments.format:
+        case "json":
+            print_json(rows)
+        case "csv":
+            print_csv(rows)
+        case _:
+            interval = f"{_minute(start)} to {_minute(end)} UTC"
+            (print_records if arguments.what == "records" else print_totals)(interval, rows)
 
 
 def facts(row: Row) -> dict[str, Any]:
@@ -54,7 +59,7 @@ def print_csv(rows: Iterable[Row]) -> None:
         writer.writerow(flat)
 
 
-def print_totals(totals: Iterable[UsageTotal]) -> None:
+def print_totals(interval: str, totals: Iterable[UsageTotal]) -> None:
     """A table as wide as its content; a pipe gets the whole width."""
     table = Table(box=None, pad_edge=False)
     cells = [_total_cells(total) for total in totals]
@@ -63,20 +68,22 @@ def print_totals(totals: Iterable[UsageTotal]) -> None:
     for row in cells:
         table.add_row(*row.values())
     console = Console(highlight=False)
+    print(interval)
     if cells:
         console.print(table, width=None if console.is_terminal else 10_000)
     else:
         print("no requests")
 
 
-def print_records(records: Iterable[UsageRecord]) -> None:
+def print_records(interval: str, records: Iterable[UsageRecord]) -> None:
     """Line by line, in columns that fit what is usual."""
     line = "{:<19}  {:<16}  {:<9}  {:<9}  {:>9}  {:>5}  {:>9}  {:<36}  {}"
-    heading = line.format("ended", "caller", "operation", "outcome", "size", "steps", "cost", "record", "reason")
+    is_empty = True
     for record in records:
-        if heading:
-            print(heading)
-            heading = ""
+        if is_empty:
+            print(interval)
+            print(line.format("ended", "caller", "operation", "outcome", "size", "steps", "cost", "record", "reason"))
+        is_empty = False
         cells = (
             f"{record.end_time:%Y-%m-%d %H:%M:%S}",
             record.caller,
@@ -89,8 +96,8 @@ def print_records(records: Iterable[UsageRecord]) -> None:
             record.reason,
         )
         print(line.format(*cells).rstrip())
-    if heading:
-        print("no requests")
+    if is_empty:
+        print(f"{interval}\nno requests")
 
 
 def _total_cells(total: UsageTotal) -> dict[str, str]:
