@@ -4,9 +4,10 @@ import csv
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -22,19 +23,14 @@ LEFT = ("caller", "operation")  # of the totals; the other columns are numbers
 def show_usage(klein: Client, arguments: Namespace) -> None:
     """Totals by caller and operation, or every record."""
     start, end = arguments.start, arguments.end or datetime.now(UTC)
-    rows: Iterable[Any]
+    interval = f"{_minute(start)} to {_minute(end)} UTC"
+    shows: dict[str, Callable[[Iterable[Any]], None]] = {"csv": print_csv, "json": print_json}
     if arguments.what == "records":
-        rows = klein.usage_records(start, end, caller=arguments.caller, after_record_id=arguments.after)
+        records = klein.usage_records(start, end, caller=arguments.caller, after_record_id=arguments.after)
+        shows.get(arguments.format, partial(print_records, interval))(records)
     else:
-        rows = klein.usage(start, end, caller=arguments.caller)
-    match arguments.format:
-        case "json":
-            print_json(rows)
-        case "csv":
-            print_csv(rows)
-        case _:
-            interval = f"{_minute(start)} to {_minute(end)} UTC"
-            (print_records if arguments.what == "records" else print_totals)(interval, rows)
+        totals = klein.usage(start, end, caller=arguments.caller)
+        shows.get(arguments.format, partial(print_totals, interval))(totals)
 
 
 def facts(row: Row) -> dict[str, Any]:
