@@ -28,7 +28,9 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX)
 
-    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b | geometry:DIR
+    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b (9b, base-4b, base-9b) | geometry:DIR
+    revision: str = ""  # of a hub id: a commit, tag or branch; empty: its main branch as it is now
+    vae: str = ""  # a directory or hub id whose VAE is loaded in the model's place (FLUX.2-small-decoder)
     host: str = "127.0.0.1"
     port: PortNumber = 50051
     metrics_port: PortNumber = 9464  # plain HTTP on `host`: /metrics, /healthz, /readyz
