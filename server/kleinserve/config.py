@@ -52,7 +52,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b | geometry:DIR
+    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b (9b, base-4b, base-9b) | geometry:DIR
+    revision: str = ""  # of a hub id: a commit, tag or branch; empty: its main branch as it is now
+    vae: str = ""  # a directory or hub id whose VAE is loaded in the model's place (FLUX.2-small-decoder)
     host: Annotated[str, BeforeValidator(_host)] = "127.0.0.1"  # a name or an address; `::` is IPv4 too
     port: PortNumber = 50051
     metrics_port: PortNumber = 9464  # plain HTTP on `host`: /metrics, /healthz, /readyz
