@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -64,6 +65,12 @@ def _pem(name: str, given: Pem | None) -> bytes | None:
     if not given:
         return None
     pem = given if isinstance(given, bytes) else Path(given).read_bytes()
+    whose = "the bytes given are" if isinstance(given, bytes) else f"{given} is"
     if b"-----BEGIN " not in pem:
-        raise ValueError(f"{name}: {'the bytes are' if isinstance(given, bytes) else f'{given} is'} not PEM")
+        raise ValueError(f"{name}: {whose} not PEM")
+    if name != "tls_key":
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError):
+            raise ValueError(f"{name}: {whose} not a certificate") from None
     return pem

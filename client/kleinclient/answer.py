@@ -42,7 +42,15 @@ BY_STATUS: dict[str, type[KleinError]] = {
 }
 DETAILS = ("ErrorInfo", "RetryInfo", "BadRequest", "QuotaFailure")
 # How gRPC begins what it says of a connection that was never made; of one that broke it says other things.
-NEVER_CONNECTED = re.compile(r"failed to connect|resolution failed|failed to resolve|empty address list", re.IGNORECASE)
+NEVER_CONNECTED = re.compile(r"failed to connect|errors? resolving|resolution failed|empty address list", re.IGNORECASE)
+# What gRPC says of a connection that could not be made, and what that means to a person.
+MEANINGS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of an authority that is trusted here",
+    "Hostname Verification": "its certificate is for another name",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS",
+    "first frame": "it does not speak gRPC",
+    "Socket closed": "it closed the connection at once; it may want TLS, or a client certificate",
+}
 
 
 def error(failure: grpc.RpcError, target: str) -> KleinError:
@@ -92,7 +100,8 @@ def _without_details(status: str, words: str, target: str) -> KleinError:
     """A failure that no klein server wrote: the network, a proxy, gRPC on either side."""
     match status:
         case "UNAVAILABLE" if NEVER_CONNECTED.search(words):
-            return errors.ServerUnreachable(f"no klein server answers at {target}: {_last_cause(words)}", status=status)
+            cause = next((said for sign, said in MEANINGS.items() if sign in words), "") or _last_cause(words)
+            return errors.ServerUnreachable(f"no klein server answers at {target}: {cause}", status=status)
         case "UNAVAILABLE" | "CANCELLED":
             return errors.ConnectionLost(f"the connection to {target} was lost: {_last_cause(words)}", status=status)
         case "UNIMPLEMENTED":

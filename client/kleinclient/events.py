@@ -181,7 +181,7 @@ def _accepted(message: pb.Accepted) -> Accepted:
         seconds(message.estimated_wait),
         seconds(message.estimated_duration),
         usage(message.estimated_usage),
-        bool(getattr(message, "is_replay", False)),
+        message.is_replay,
     )
 
 

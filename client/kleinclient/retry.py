@@ -35,11 +35,12 @@ class Retry:
 
     def delay(self, error: KleinError, attempt: int, chance: float) -> tuple[float, float]:
         """Seconds to wait after `attempt` (from 1) failed: the least, and what `chance` (0 to 1) adds."""
-        told = error.retry_after
-        grown = (self.backoff if told is None else max(self.backoff, told)) * 2.0 ** min(attempt - 1, 30)
-        spread = min(max(self.backoff_max, told or 0.0), grown)
+        told, growth = error.retry_after, 2.0 ** min(attempt - 1, 30)
         if told is None:
-            return spread * (1 - self.jitter), spread * self.jitter * chance
+            whole = min(self.backoff_max, self.backoff * growth)
+            return whole * (1 - self.jitter), whole * self.jitter * chance
+        # Everybody was told the same moment: twice as wide a window saves a third of the attempts of a crowd.
+        spread = min(max(self.backoff_max, 4 * told), self.delay_max, 2 * max(self.backoff, told) * growth)
         return told, spread * self.jitter * chance
 
 

@@ -143,7 +143,7 @@ def _serve(arguments: "argparse.Namespace") -> int:
     from kleinserve.logs import configure
 
     logs = configure(config)
-    process.end_on_signals(lambda: logs.close(FLUSH_SECONDS))
+    process.end_on_signals_after(lambda: logs.close(FLUSH_SECONDS))
     log = structlog.get_logger()
     try:
         if home is not None:
@@ -175,28 +175,32 @@ def _token(arguments: "argparse.Namespace") -> int:
 
 
 def _export(arguments: "argparse.Namespace") -> int:
+    config = _config(arguments)
     from kleinserve.usage import commands
 
-    return commands.export(_config(arguments), after=arguments.after, follow=arguments.follow)
+    return commands.export(config, after=arguments.after, follow=arguments.follow)
 
 
 def _prune(arguments: "argparse.Namespace") -> int:
     from datetime import date
 
     from kleinserve.errors import BadConfig
-    from kleinserve.usage import commands
 
+    config = _config(arguments)
     try:
         before = date.fromisoformat(arguments.before)
     except ValueError:
         raise BadConfig(f"--before {arguments.before!r} is no date such as 2026-01-31") from None
-    return commands.prune(_config(arguments), before=before)
+    from kleinserve.usage import commands
+
+    return commands.prune(config, before=before)
 
 
 def _migrate(arguments: "argparse.Namespace") -> int:
+    config = _config(arguments)
     from kleinserve.usage import commands
 
-    return commands.migrate(_config(arguments))
+    return commands.migrate(config)
 
 
 def _envoy(arguments: "argparse.Namespace") -> int:

@@ -91,7 +91,7 @@ class _Server:
         self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
 
-    def _health(self) -> Health:
+    def _health(self) -> "Health":
         """What the probes say, from the signal to drain on not ready."""
         from kleinserve.backend.backend import State
         from kleinserve.web.probes import Health
@@ -232,10 +232,11 @@ class _Identity:
 def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     """Raises: BadLedger."""
     from kleinserve.usage.ledger import NoLedger
-    from kleinserve.usage.sql import SqlLedger
 
     if config.ledger == "none":
         return NoLedger()
+    from kleinserve.usage.sql import SqlLedger
+
     return SqlLedger(
         config.ledger,
         on_commit=metrics.ledger_commit_seconds.observe,

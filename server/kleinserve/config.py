@@ -85,6 +85,8 @@ class Config(BaseModel):
     latent_previews: bool = True  # who decodes a late one himself and cancels has a picture for nothing
 
     step_tokens_max: CountOrNone = 0  # of one step, a larger request steps alone; 0: by calibration
+    running_requests_max: Count = 32  # begun and not yet decoded: the device holds something of each
+    watchdog_seconds: Seconds = 60.0  # a call of the engine that lasts longer, and ten times what is predicted, hangs
     decode_pixels_max: Count = 4_194_304  # pixels in one VAE decode; a larger picture is decoded in tiles
     prompt_cache_bytes_max: CountOrNone = 256 * MIB
     reference_cache_bytes_max: CountOrNone = 256 * MIB
@@ -93,13 +95,10 @@ class Config(BaseModel):
     queue_bytes_max: Count = 1024 * MIB  # of waiting requests, as sent and with their references decoded
     request_bytes_max: Count = 44 * MIB  # gRPC's receive limit: 4 references of 10 MiB and room to spare
     max_steps: Count = 50
-    chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = MIB  # every language's default message limit is 4 MiB
-    write_piece_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # one write: 2 KiB/s never stalls
+    chunk_bytes: Annotated[int, Field(ge=1024, le=MIB)] = 64 * 1024  # of the image: a line of 2 KiB/s never stalls
     reference_bytes_max: Count = 10 * MIB
     reference_pixels_max: Count = 26_214_400  # 25 megapixels by the header, before decoding
-    intake_workers: Annotated[int, Field(ge=0)] = (
-        0  # processes that decode references; 0: 2, or 1 where one core is ours
-    )
+    intake_workers: Annotated[int, Field(ge=0)] = 0  # processes that decode references; 0: 2, on one core 1
     intake_seconds_max: Seconds = 5.0  # of processor, for one reference
     intake_pixel_bytes_max: Count = 24  # memory for decoding one, per pixel by its header; 20 is the most seen (WebP)
     reader_stall_seconds: Seconds = 60.0

@@ -8,41 +8,54 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 LINE_BYTES_MAX = 4096  # what a pipe that says it has room takes without blocking (PIPE_BUF)
+ENDING = (signal.SIGINT, signal.SIGTERM)
 _M_ARENA_MAX = -8  # malloc.h
 
 
-def end_on_signals(last: Callable[[], None] = lambda: None) -> None:
-    """Have SIGINT and SIGTERM end the process at once after `last`, with a shell's exit code for them: 130, 143.
+def end_on_signals() -> None:
+    """Have SIGINT and SIGTERM end the process at once, with a shell's exit code for them: 130, 143.
 
     Never by an exception: it could surface anywhere. SIGHUP does nothing, for later it means "read the files again".
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
 
-    def end(number: int, frame: FrameType | None) -> None:
+
+def end_on_signals_after(last: Callable[[], None]) -> None:
+    """As `end_on_signals`, after `last`, on a thread of its own: it does not wait for what the main thread is doing."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def wait() -> None:
+        number = os.read(reading, 1)[0]
         try:
             last()
         finally:
             os._exit(128 + number)
 
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in ENDING:
+        signal.signal(number, lambda number, _: None)  # the number is in the pipe already
 
 
 def open_standard_streams() -> None:
     """Open files 0, 1 and 2 on /dev/null where they are closed: else a socket gets the number, and then our output."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def say(line: str, number: int = 2) -> None:
@@ -123,11 +136,10 @@ def cores(member: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
 def _quotas(member: Path, root: Path) -> Iterator[float]:
     """The cores that each cgroup of version 1 or 2 around the process grants it, where they grant less than all."""
     try:
-        lines = member.read_text().splitlines()
+        lines = [line.split(":", 2) for line in member.read_text(errors="replace").splitlines()]
     except OSError:
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in (line for line in lines if len(line) == 3):
         if not controllers:
             tops, read = (root, root / "unified"), _quota_v2
         elif "cpu" in controllers.split(","):

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,9 +27,10 @@ def event(**kind: Any) -> pb.ImageEvent:
     return pb.ImageEvent(request_id="request-1", **kind)
 
 
-def opening(steps: int = 2) -> Iterator[pb.ImageEvent]:
+def opening(steps: int = 2, **accepted: Any) -> Iterator[pb.ImageEvent]:
     """Everything before the image: accepted, queued, started, progress and preview of each step."""
-    yield event(accepted=pb.Accepted(seed=7, width=64, height=32, steps=steps, model="mini", guidance_scale=1.0))
+    said = {"seed": 7, "width": 64, "height": 32, "steps": steps, "model": "mini", "guidance_scale": 1.0}
+    yield event(accepted=pb.Accepted(**{**said, **accepted}))
     yield event(queued=pb.Queued(position=1, estimated_wait=Duration(seconds=2)))
     yield event(started=pb.Started(queue_wait=Duration(nanos=250_000_000)))
     for step in range(1, steps + 1):
@@ -63,9 +65,12 @@ def refuse(
     *,
     retry_seconds: float | None = None,
     fields: dict[str, str] | None = None,
+    quota: tuple[str, str] | None = None,
+    **metadata: str,
 ) -> None:
-    """End the call as the contract says: ErrorInfo always, RetryInfo and BadRequest where given."""
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="klein.v1", metadata={"request_id": "request-1"})
+    """End the call as the contract says: ErrorInfo always, RetryInfo, BadRequest and QuotaFailure where given."""
+    said = {"request_id": "request-1", **metadata}
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="klein.v1", metadata=said)
     details: list[Any] = [info]
     if retry_seconds is not None:
         delay = Duration()
@@ -76,6 +81,9 @@ def refuse(
             error_details_pb2.BadRequest.FieldViolation(field=name, description=words) for name, words in fields.items()
         ]
         details.append(error_details_pb2.BadRequest(field_violations=violations))
+    if quota:
+        violation = error_details_pb2.QuotaFailure.Violation(subject=quota[0], description=quota[1])
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     packed = []
     for detail in details:
         packed.append(Packed())
@@ -84,13 +92,19 @@ def refuse(
     context.abort_with_status(rpc_status.to_status(answer))
 
 
+def whole(request: Any, context: grpc.ServicerContext) -> Iterator[pb.ImageEvent]:
+    """A whole stream, as from a server that takes its time for nothing."""
+    yield from opening()
+    yield from ending()
+
+
 @dataclass
 class Scripted(image_pb2_grpc.ImageServiceServicer, usage_pb2_grpc.UsageServiceServicer):
     """Plays one script per call, the last one again and again, and remembers the requests."""
 
     scripts: list[Script] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
-    metadata: list[dict[str, str]] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
     target: str = ""
 
     def play(self, *scripts: Script) -> None:
@@ -98,7 +112,7 @@ class Scripted(image_pb2_grpc.ImageServiceServicer, usage_pb2_grpc.UsageServiceS
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.requests.append(request)
-        self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
+        self.metadata.append(dict(context.invocation_metadata()))
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
         yield from script(request, context)
 
@@ -111,69 +125,99 @@ class Scripted(image_pb2_grpc.ImageServiceServicer, usage_pb2_grpc.UsageServiceS
     ListUsageRecords = Generate
 
 
+@contextmanager
+def serving(
+    scripted: Scripted, port: int = 0, credentials: grpc.ServerCredentials | None = None, workers: int = 4
+) -> Iterator[int]:
+    """The scripted server on a port of its own, or on `port`; without mercy for what still runs at the end."""
+    grpc_server = grpc.server(ThreadPoolExecutor(workers))
+    image_pb2_grpc.add_ImageServiceServicer_to_server(scripted, grpc_server)
+    usage_pb2_grpc.add_UsageServiceServicer_to_server(scripted, grpc_server)
+    address = f"127.0.0.1:{port}"
+    found = grpc_server.add_secure_port(address, credentials) if credentials else grpc_server.add_insecure_port(address)
+    scripted.target = f"127.0.0.1:{found}"
+    grpc_server.start()
+    try:
+        yield found
+    finally:
+        grpc_server.stop(0).wait()
+
+
 @pytest.fixture
 def server() -> Iterator[Scripted]:
     scripted = Scripted()
-    grpc_server = grpc.server(ThreadPoolExecutor(4))
-    image_pb2_grpc.add_ImageServiceServicer_to_server(scripted, grpc_server)
-    usage_pb2_grpc.add_UsageServiceServicer_to_server(scripted, grpc_server)
-    scripted.target = f"127.0.0.1:{grpc_server.add_insecure_port('127.0.0.1:0')}"
-    grpc_server.start()
-    yield scripted
-    grpc_server.stop(0).wait()
+    with serving(scripted):
+        yield scripted
 
 
-QUICK = Retry(attempts=3, backoff=0.01, jitter=0.0)
+QUICK = Retry(attempts=3, backoff=0.01, backoff_max=0.05, jitter=0.0)
 
 
 class Blocking:
-    """The blocking client, for tests that both clients must pass."""
+    """The blocking client, for tests that both clients must pass. `settings` are the client's."""
 
-    def events(self, target: str, rpc: str = "generate", *args: Any, **options: Any) -> list[Any]:
-        with Client(target, retry=QUICK) as klein:
-            return list(getattr(klein, rpc)(*(args or ("a red circle",)), **options))
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {"retry": QUICK}
+
+    def events(self, target: str, rpc: str = "generate", *args: Any, hook: Any = None, **options: Any) -> list[Any]:
+        """All that the stream says; `hook` hears each event at once."""
+        said = []
+        with Client(target, **self.settings) as klein:
+            for each in getattr(klein, rpc)(*(args or ("a red circle",)), **options):
+                said.append(each)
+                if hook:
+                    hook(each)
+        return said
 
     def image(self, target: str, **options: Any) -> Image:
-        with Client(target, retry=QUICK) as klein:
+        with Client(target, **self.settings) as klein:
             return klein.generate("a red circle", **options).result()
 
     def previews(self, target: str) -> tuple[list[Preview], Image]:
-        with Client(target, retry=QUICK) as klein:
+        with Client(target, **self.settings) as klein:
             stream = klein.generate("a red circle")
             return list(stream.previews()), stream.result()
 
     def leave_early(self, target: str, wait: Callable[[], Any]) -> None:
-        with Client(target, retry=QUICK) as klein:
+        with Client(target, **self.settings) as klein:
             for _ in klein.generate("a red circle").previews():
                 break
             wait()
 
-    def ask(self, target: str, rpc: str, *args: Any) -> Any:
-        with Client(target, retry=QUICK) as klein:
-            answer = getattr(klein, rpc)(*args)
+    def ask(self, target: str, rpc: str, *args: Any, **options: Any) -> Any:
+        with Client(target, **self.settings) as klein:
+            answer = getattr(klein, rpc)(*args, **options)
             return list(answer) if rpc == "usage_records" else answer
 
 
 class Asynchronous:
     """The asynchronous client, behind the same methods."""
 
-    def events(self, target: str, rpc: str = "generate", *args: Any, **options: Any) -> list[Any]:
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {"retry": QUICK}
+
+    def events(self, target: str, rpc: str = "generate", *args: Any, hook: Any = None, **options: Any) -> list[Any]:
         async def run() -> list[Any]:
-            async with AsyncClient(target, retry=QUICK) as klein:
-                return [event async for event in getattr(klein, rpc)(*(args or ("a red circle",)), **options)]
+            said = []
+            async with AsyncClient(target, **self.settings) as klein:
+                async for each in getattr(klein, rpc)(*(args or ("a red circle",)), **options):
+                    said.append(each)
+                    if hook:
+                        await asyncio.to_thread(hook, each)
+            return said
 
         return asyncio.run(run())
 
     def image(self, target: str, **options: Any) -> Image:
         async def run() -> Image:
-            async with AsyncClient(target, retry=QUICK) as klein:
+            async with AsyncClient(target, **self.settings) as klein:
                 return await klein.generate("a red circle", **options)
 
         return asyncio.run(run())
 
     def previews(self, target: str) -> tuple[list[Preview], Image]:
         async def run() -> tuple[list[Preview], Image]:
-            async with AsyncClient(target, retry=QUICK) as klein:
+            async with AsyncClient(target, **self.settings) as klein:
                 stream = klein.generate("a red circle")
                 return [preview async for preview in stream.previews()], await stream
 
@@ -181,17 +225,17 @@ class Asynchronous:
 
     def leave_early(self, target: str, wait: Callable[[], Any]) -> None:
         async def run() -> None:
-            async with AsyncClient(target, retry=QUICK) as klein:
+            async with AsyncClient(target, **self.settings) as klein:
                 async for _ in klein.generate("a red circle").previews():
                     break
                 await asyncio.to_thread(wait)
 
         asyncio.run(run())
 
-    def ask(self, target: str, rpc: str, *args: Any) -> Any:
+    def ask(self, target: str, rpc: str, *args: Any, **options: Any) -> Any:
         async def run() -> Any:
-            async with AsyncClient(target, retry=QUICK) as klein:
-                answer = getattr(klein, rpc)(*args)
+            async with AsyncClient(target, **self.settings) as klein:
+                answer = getattr(klein, rpc)(*args, **options)
                 return [record async for record in answer] if rpc == "usage_records" else await answer
 
         return asyncio.run(run())

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from klein.v1 import image_pb2 as pb
 from klein.v1 import usage_pb2
-from kleinclient import Client, KleinError, NotImplementedByServer, ServerUnreachable, Size, UsageTotal
+from kleinclient import Client, KleinError, NotImplementedByServer, RequestTooLarge, ServerUnreachable, Size, UsageTotal
 
 from tests.client.conftest import PICTURE, QUICK, ending, opening, refuse
 
@@ -107,7 +107,7 @@ def test_request_of_44_mib_is_sent(server: Any) -> None:
     """The largest request that servers take by default is not refused here; a larger one is, readably."""
     server.play(no)
     with Client(server.target) as klein:
-        with pytest.raises(KleinError, match="larger than max"):
+        with pytest.raises(RequestTooLarge, match=r"larger than a server takes \(\d+ vs\. 46137344\) bytes"):
             klein.edit("x", [bytes(44 * 2**20)]).result()
         assert not server.requests
 

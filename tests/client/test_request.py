@@ -21,7 +21,7 @@ EVERYTHING: Any = {
     "preview_format": "png",
     "priority": "batch",
     "idempotency_key": "key-1",
-    "on_disconnect": "detach",
+    "detach": True,
     "client_tag": "mine",
 }
 
@@ -55,8 +55,8 @@ def test_nothing_asked_is_nothing_sent() -> None:
     """Options that are left out or None leave the server its defaults."""
     nothing: Any = dict.fromkeys(EVERYTHING)
     assert (
-        request.generate("x", nothing).message
-        == request.generate("x", {}).message
+        request.generate("x", {**nothing, "idempotency_key": ""}).message
+        == request.generate("x", {"idempotency_key": ""}).message
         == pb.GenerateRequest(prompt="x", options=pb.ImageOptions())
     )
 
@@ -92,6 +92,12 @@ def test_references(tmp_path: Path) -> None:
         ({"format": "unspecified"}, "format"),
         ({"priority": "urgent"}, "interactive, standard, batch"),
         ({"background": "white"}, "opaque, transparent"),
+        ({"idempotency_key": "é"}, "printable ASCII"),
+        ({"idempotency_key": "x" * 129}, "1 to 128"),
+        ({"idempotency_key": " x"}, "without space at the ends"),
+        ({"idempotency_key": "", "detach": True}, "detach: without an idempotency key"),
+        ({"timeout": 0}, "timeout: 0 is not"),
+        ({"timeout": float("nan")}, "timeout: nan is not"),
     ],
 )
 def test_values_that_do_not_fit(options: Any, words: str) -> None:
@@ -105,3 +111,18 @@ def test_unknown_option() -> None:
     misspelt: Any = {"stpes": 4}
     with pytest.raises(TypeError, match="no such option: stpes"):
         request.generate("x", misspelt)
+
+
+def test_random_keys() -> None:
+    """Every request has a key of its own unless it was given one, or none."""
+    keys = [request.generate("x", {}).message.options.idempotency_key for _ in range(2)]
+    assert len(set(keys)) == 2
+    assert all(20 <= len(key) <= 128 for key in keys)
+    assert request.edit("x", [], {"idempotency_key": "mine"}).key == "mine"
+    assert request.generate("x", {"idempotency_key": ""}).key == ""
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), 1e30])
+def test_endless_timeouts(timeout: float | None) -> None:
+    """A timeout that no clock would reach is none."""
+    assert request.generate("x", {"timeout": timeout}).timeout is None

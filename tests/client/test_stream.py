@@ -11,12 +11,7 @@ import pytest
 from klein.v1 import image_pb2 as pb
 from kleinclient import AsyncClient, Cancelled, Client, DeadlineExceeded, Image, ServerUnreachable, Size
 
-from tests.client.conftest import PICTURE, ending, opening, refuse
-
-
-def whole(request: Any, context: grpc.ServicerContext) -> Any:
-    yield from opening()
-    yield from ending()
+from tests.client.conftest import PICTURE, ending, opening, refuse, whole
 
 
 def test_events_come_typed_and_in_order(server: Any, caller: Any) -> None:

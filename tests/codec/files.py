@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 ORIENTATION = 0x0112
 
@@ -45,3 +45,9 @@ def exif(orientation: int) -> Image.Exif:
     block = Image.Exif()
     block[ORIENTATION] = orientation
     return block
+
+
+def swapped_profile() -> bytes:
+    """The sRGB profile with the names of its red and blue primaries exchanged."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")

@@ -13,7 +13,7 @@ from kleinserve.core import Pixels, Size
 from kleinserve.errors import KleinError, ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported
 from PIL import Image, ImageCms
 
-from tests.codec.files import chunk, exif, picture, png, saved
+from tests.codec.files import chunk, exif, picture, png, saved, swapped_profile
 
 BYTES_MAX, PIXELS_MAX = 10 * 1024 * 1024, 25_000_000
 FRAMES = {"save_all": True, "append_images": [picture(seed=1)]}
@@ -251,12 +251,6 @@ def test_an_embedded_profile_is_applied() -> None:
     seen = decoded(saved(with_alpha, icc_profile=swapped), keep_alpha=True)
     assert seen[0, 0, 2] > 200 > 60 > seen[0, 0, 0]
     assert seen[0, 0, 3] == 100
-
-
-def swapped_profile() -> bytes:
-    """The sRGB profile with the names of its red and blue primaries exchanged."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return profile.replace(b"rXYZ", b"?XYZ").replace(b"bXYZ", b"rXYZ").replace(b"?XYZ", b"bXYZ")
 
 
 @pytest.mark.parametrize("profile", [b"broken", bytes(200), swapped_profile()], ids=["text", "zeros", "of RGB"])

@@ -56,7 +56,7 @@ class Serving:
 def launched(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator["subprocess.Popen[str]"]:
     """A server's process with these arguments and variables, on free ports unless they say others; killed."""
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
-    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, **environment}}
+    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
         try:
             yield process

@@ -5,14 +5,16 @@ A request's prompt says what happens to it, FAULTS_* variables say what happens 
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from kleinserve import __main__
-from kleinserve.engine import alpha, engine
-from kleinserve.engine.drawing import Drawing
+from kleinserve.engine import engine
+from kleinserve.engine.render import Render
+from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory
+from numpy.typing import NDArray
 
 FAILS = "fail in a step"
 DIES = "lose the accelerator"
@@ -30,48 +32,49 @@ ENDS_FILE = os.environ.get("FAULTS_ENDS_FILE")  # a line per stage that ended: m
 class FaultyEngine(engine.Engine):
     """An engine whose failures are the prompts'; what it does not spoil it does as the real one."""
 
-    def begin(self, drawings: Sequence[Drawing]) -> None:
+    def warm(self) -> None:
         while WARM_UP_FILE and not Path(WARM_UP_FILE).exists():
             time.sleep(0.01)
-        super().begin(drawings)
+        super().warm()
 
-    def step(self, drawings: Sequence[Drawing]) -> None:
-        for drawing in drawings:
-            prompt, is_second = drawing.request.prompt, drawing.steps_done == SECOND_STEP
+    def step(self, renders: Sequence[Render]) -> None:
+        for render in renders:
+            prompt, is_second = render.request.prompt, render.steps_done == SECOND_STEP
             if is_second and prompt == FAILS:
                 raise RuntimeError(f"{SECRET} failed")
             if is_second and prompt == DIES:
-                raise torch.AcceleratorError(f"{SECRET} is lost")
-        if (tokens := sum(drawing.request.size.tokens for drawing in drawings)) > IMAGE_TOKENS_MAX:
-            raise torch.OutOfMemoryError(f"{SECRET} has no room for {tokens} tokens")
-        super().step(drawings)
-        _ended("step", drawings)
+                raise AcceleratorLost(f"{SECRET} is lost")
+        if (tokens := sum(render.request.size.tokens for render in renders)) > IMAGE_TOKENS_MAX:
+            raise AcceleratorOutOfMemory(f"{SECRET} has no room for {tokens} tokens")
+        super().step(renders)
+        _ended("step", renders)
 
-    def decode(self, drawings: Sequence[Drawing], *, tiled: bool = False) -> list[alpha.Picture]:
-        if not tiled and any(drawing.request.prompt == UNTILED for drawing in drawings):
-            raise torch.OutOfMemoryError(f"{SECRET} has no room for the decoder")
-        pictures = super().decode(drawings, tiled=tiled)
-        _ended("decode", drawings)
-        return [_spoiled(drawing, picture) for drawing, picture in zip(drawings, pictures, strict=True)]
+    def decode(self, renders: Sequence[Render], *, tiled: bool = False) -> Iterator[None]:
+        if not tiled and any(render.request.prompt == UNTILED for render in renders):
+            raise AcceleratorOutOfMemory(f"{SECRET} has no room for the decoder")
+        yield from super().decode(renders, tiled=tiled)
+        _ended("decode", renders)
+        for render in renders:
+            render.picture = _spoiled(render, render.picture)
 
 
-def _ended(stage: str, drawings: Sequence[Drawing]) -> None:
+def _ended(stage: str, renders: Sequence[Render]) -> None:
     if ENDS_FILE:
         now = time.monotonic()
         with Path(ENDS_FILE).open("a") as file:
-            for drawing in drawings:
-                file.write(f"{now} {stage} {drawing.request.request_id} {drawing.steps_done}\n")
+            for render in renders:
+                file.write(f"{now} {stage} {render.request.request_id} {render.steps_done}\n")
 
 
-def _spoiled(drawing: Drawing, picture: alpha.Picture) -> alpha.Picture:
+def _spoiled(render: Render, picture: NDArray[Any]) -> NDArray[Any]:
     """A decoded picture, or what the prompt wants instead of it: a disc on white, in the second pass on black."""
-    if drawing.request.prompt == UNFINISHED:
+    if render.request.prompt == UNFINISHED:
         return picture[..., :2]
-    if drawing.request.prompt not in (STILL, MOVED):
+    if render.request.prompt not in (STILL, MOVED):
         return picture
-    is_second = drawing.on_white is not None
+    is_second = render.on_white is not None
     rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]] / picture.shape[0] - 0.5
-    shift = 0.3 if is_second and drawing.request.prompt == MOVED else 0.0
+    shift = 0.3 if is_second and render.request.prompt == MOVED else 0.0
     inside = (np.hypot(rows, columns - shift) < 0.25)[..., None]
     ground = 0.0 if is_second else 1.0
     return np.where(inside, np.float32([0.8, 0.2, 0.1]), np.float32(ground)).astype(np.float32)

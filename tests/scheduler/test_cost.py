@@ -1,7 +1,8 @@
 """The cost model's arithmetic."""
 
 import pytest
-from kleinserve.scheduler.cost import STAGES, Cost, Line, Load, Share
+from kleinserve.scheduler.cost import STAGES, Cost, Line, Share
+from kleinserve.scheduler.engine import Demand
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,10 @@ def known() -> Cost:
 
 def test_a_request_costs_its_stages() -> None:
     """Text, references, steps, decode and encode once each; what is begun has paid for its beginning."""
-    load = Load(work=2.0, tokens=10, output_megapixels=3.0, reference_megapixels=2.0)
-    assert known().remaining(load, 4, is_begun=False) == pytest.approx(1.1 + 2.1 + 4 * 1.0 + 3.1 + 3.1)
-    assert known().remaining(load, 1, is_begun=True) == pytest.approx(1.0 + 3.1 + 3.1)
-    share = known().share(load, 4, is_begun=True)
+    demand = Demand(work=2.0, tokens=10, output_megapixels=3.0, reference_megapixels=2.0)
+    assert known().remaining(demand, 4, is_begun=False) == pytest.approx(1.1 + 2.1 + 4 * 1.0 + 3.1 + 3.1)
+    assert known().remaining(demand, 1, is_begun=True) == pytest.approx(1.0 + 3.1 + 3.1)
+    share = known().share(demand, 4, is_begun=True)
     assert share == Share(pytest.approx(4 * 0.25 * 2.0 / 0.9), pytest.approx(3.1))
 
 
@@ -61,12 +62,12 @@ def test_the_saturating_budget_is_where_a_tenth_of_a_step_is_fixed() -> None:
 
 def test_load_makes_predictions_longer_and_an_idle_server_s_not() -> None:
     """What an idle server could do does not follow the slowness of a busy one."""
-    cost, load = known(), Load(2.0, 10, 1.0, 0.0)
-    idle = cost.idle(load, 4)
+    cost, demand = known(), Demand(2.0, 10, 1.0, 0.0)
+    idle = cost.idle(demand, 4)
     for _ in range(50):
         cost.observe("step", 2.0, 3.0)
-    assert cost.idle(load, 4) == idle
-    assert cost.remaining(load, 4, is_begun=False) > 1.5 * idle
+    assert cost.idle(demand, 4) == idle
+    assert cost.remaining(demand, 4, is_begun=False) > 1.5 * idle
 
 
 def test_what_is_kept_on_disk_reads_back() -> None:
@@ -78,3 +79,36 @@ def test_what_is_kept_on_disk_reads_back() -> None:
     assert again.is_calibrated
     with pytest.raises((KeyError, TypeError)):
         Cost.load({"step": {"fixed": 1.0}})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 1e9])
+def test_numbers_that_no_stage_can_take_are_refused(bad: float) -> None:
+    """NaN, infinity, less than nothing, years."""
+    dumped = known().dump()
+    dumped["decode"]["per_unit"] = bad
+    with pytest.raises(ValueError, match="decode"):
+        Cost.load(dumped)
+
+
+def test_words_are_refused() -> None:
+    """A number written as a word is no number."""
+    dumped: dict[str, dict[str, object]] = {stage: dict(line) for stage, line in known().dump().items()}
+    dumped["text"]["fixed"] = "fast"
+    with pytest.raises((TypeError, ValueError)):
+        Cost.load(dumped)  # type: ignore[arg-type]
+
+
+def test_a_frozen_copy_stays_and_says_when_it_is_left_behind() -> None:
+    """The copy does not follow; it differs once the machine is a fifth slower, not before."""
+    cost = known()
+    frozen = cost.frozen()
+    assert not cost.differs(frozen, 0.2)
+    for _ in range(30):
+        cost.observe("step", 2.0, 3.0)
+    assert cost.differs(frozen, 0.2)
+    assert frozen.lines["step"] == Line(0.5, 0.25)
+
+
+def test_a_stage_that_was_never_measured_is_not_known() -> None:
+    """No points, or points without seconds, make a line without seconds."""
+    assert Line.through([]) == Line.through([(1.0, 0.0)]) == Line()

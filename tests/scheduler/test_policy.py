@@ -1,58 +1,87 @@
-"""The policy on a simulated device, beside what other servers do, and its rules one by one."""
+"""The policy in the real loop on a simulated device, beside what other servers do, and its rules one by one."""
 
 from dataclasses import replace
+from functools import cache
 from statistics import fmean
 
 import pytest
-from kleinserve.scheduler.cost import Line
+from kleinserve.core import Priority, Size
 from kleinserve.scheduler.policy import BATCH, INTERACTIVE, STANDARD, STRETCH, Standing, order, pick
+from kleinserve.scheduler.turns import Account
 
 from tests.scheduler.simulator import (
-    Kind,
-    Policy,
+    KLEIN,
+    KLEIN_MIX,
+    LARGE,
+    MIDDLE,
+    SMALL,
+    Serve,
     Simulated,
     equal_share,
     first_come,
+    first_come_with_deadlines,
+    goodput,
+    ours,
     poisson,
     quantile,
-    run,
     same_shape,
-    shortest_first,
 )
 
-# klein 4B on an H200: seconds of a step's fixed part and of a token, three sizes with their decodes.
-LINE = Line(0.0005, 0.0441 / 4608)
-SMALL, MIDDLE, LARGE = Kind("512²", 1536, 0.010), Kind("1024²", 4608, 0.035), Kind("2048²", 16896, 0.160)
-MIX = {SMALL: 0.6, MIDDLE: 0.3, LARGE: 0.1}
-OURS = shortest_first(8192, LINE)
 
-
-def served(policy: Policy, load: float = 0.8, seed: int = 1, **every: object) -> list[Simulated]:
+@cache
+def served(serve: Serve, load: float = 0.8, seed: int = 1, priority: Priority = Priority.STANDARD) -> list[Simulated]:
     """3,000 requests of the mix at this load of one after another, served."""
-    arrivals = poisson(MIX, load, 3000, LINE, seed)
-    for name, value in every.items():
-        for job in arrivals:
-            setattr(job, name, value)
-    run(arrivals, policy, LINE)
+    arrivals = poisson(KLEIN_MIX, load, 3000, KLEIN, seed)
+    for one in arrivals:
+        one.priority = priority
+    serve(arrivals, KLEIN)
     return arrivals
 
 
-def latencies(jobs: list[Simulated], kind: Kind) -> list[float]:
-    return [job.latency for job in jobs if job.kind is kind]
+def latencies(arrivals: list[Simulated], size: Size) -> list[float]:
+    return [one.latency for one in arrivals if one.size == size]
 
 
-@pytest.mark.parametrize("other", [first_come, equal_share, same_shape(8)], ids=["first come", "equal", "same shape"])
+@pytest.mark.parametrize("other", [first_come, equal_share, same_shape], ids=["first come", "equal", "same shape"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_it_halves_the_mean_latency_and_cuts_the_small_ones_tail_to_a_fifth(other: Policy, seed: int) -> None:
+def test_it_halves_the_mean_latency_and_cuts_the_small_ones_tail_to_a_fifth(other: Serve, seed: int) -> None:
     """At 80 % load, against first come first served, equal shares and static batches of one shape."""
-    ours, theirs = served(OURS, seed=seed), served(other, seed=seed)
-    assert fmean(job.latency for job in ours) < 0.5 * fmean(job.latency for job in theirs)
-    assert quantile(latencies(ours, SMALL), 0.99) < 0.2 * quantile(latencies(theirs, SMALL), 0.99)
+    mine, theirs = served(ours, seed=seed), served(other, seed=seed)
+    assert fmean(one.latency for one in mine) < 0.5 * fmean(one.latency for one in theirs)
+    assert quantile(latencies(mine, SMALL), 0.99) < 0.2 * quantile(latencies(theirs, SMALL), 0.99)
 
 
 def test_the_largest_class_is_bounded_by_the_stretch() -> None:
     """No 4-megapixel request takes more than `STRETCH` times its lone time at 80 % load, though small ones overtake."""
-    assert max(job.latency / job.alone for job in served(OURS) if job.kind is LARGE) <= STRETCH[STANDARD]
+    worst = max(one.latency / one.alone for one in served(ours) if one.size == LARGE)
+    assert worst <= STRETCH[STANDARD]
+
+
+def test_large_requests_that_are_overdue_do_not_hold_up_small_ones() -> None:
+    """Fifty 4-megapixel requests wait, most of them overdue: a 64² one waits for the step that runs, no more."""
+    flood = [Simulated(LARGE, 0.0, KLEIN.alone(LARGE)) for _ in range(50)]
+    tiny = [Simulated(Size(64, 64), 0.9 * i, KLEIN.alone(Size(64, 64))) for i in range(1, 50)]
+    ours([*flood, *tiny], KLEIN)
+    assert max(one.latency for one in flood) > STRETCH[STANDARD] * flood[0].alone  # they were overdue
+    assert max(one.latency for one in tiny) < 3 * KLEIN.step_seconds([LARGE])
+
+
+@pytest.mark.parametrize("load", [1.2, 4.0])
+def test_with_deadlines_a_third_more_is_done_in_time_than_first_come_first_served(load: float) -> None:
+    """More requests come than can be served, each with a deadline of five lone times."""
+    mine, theirs = (goodput(serve, KLEIN_MIX, load, 5.0, KLEIN, 2000) for serve in (ours, first_come_with_deadlines))
+    assert mine > 1.3 * theirs
+
+
+def test_what_is_admitted_at_four_times_capacity_is_in_time() -> None:
+    """Nine in ten of the requests that are let in with a deadline meet it, whatever their size."""
+    arrivals = poisson(KLEIN_MIX, 4.0, 2000, KLEIN, seed=1)
+    for one in arrivals:
+        one.stretch = 5.0
+    ours(arrivals, KLEIN)
+    admitted = [one for one in arrivals if one.failed is None or one.failed.reason == "DEADLINE_PASSED"]
+    assert len(admitted) > 200
+    assert sum(one.is_in_time for one in admitted) >= 0.9 * len(admitted)
 
 
 def test_small_jobs_are_packed_to_the_budget_and_no_further() -> None:
@@ -71,12 +100,15 @@ def test_a_large_job_joins_small_ones_only_where_many_wait() -> None:
     assert pick([small, large, *[large] * 5], 0.0, 8192, 0.01)[:2] == [0, 1]
 
 
-PLAIN = Standing(STANDARD, "", 0.0, 0.0, None, steps_done=0, tokens=100, step=0.0, remaining=1.0, whole=3600.0)
+CALLERS = {"": Account(), "a": Account(), "b": Account(), "had a second": Account(1.0)}
 
 
-def standing(**changed: float | str | None) -> Standing:
+def standing(*, caller: str = "", **changed: float | None) -> Standing:
     """A standard job that arrived now, an hour from being due, unless said otherwise."""
-    return replace(PLAIN, **changed)  # type: ignore[arg-type]
+    plain = Standing(
+        STANDARD, CALLERS[caller], 0.0, None, steps_done=0, tokens=100, step=0.0, remaining=1.0, whole=3600.0
+    )
+    return replace(plain, **changed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +126,7 @@ def standing(**changed: float | str | None) -> Standing:
         (standing(deadline=1.2, remaining=1.0), standing(deadline=1.5, remaining=0.9), "the earlier of two deadlines"),
         (standing(remaining=9.0), standing(deadline=0.5, remaining=1.0), "anyone before what is too late anyway"),
         (standing(arrived=-120.0, whole=10.0, remaining=9.0), standing(priority=INTERACTIVE), "who is due by its age"),
-        (standing(caller="a", remaining=9.0), standing(caller="b", served=1.0), "the caller who has had least"),
+        (standing(caller="a", remaining=9.0), standing(caller="had a second"), "the caller who has had least"),
         (standing(caller="a", remaining=9.0), standing(caller="b", remaining=2.0), "turns"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -106,29 +138,37 @@ def test_rules(first: Standing, second: Standing, rule: str) -> None:
     assert ranked == [len(busy) + 1, len(busy)]
 
 
+def test_what_is_due_by_its_age_goes_first_only_in_its_turn() -> None:
+    """Otherwise the shorter one does; a deadline that is near goes before both."""
+    aged, short = standing(arrived=-120.0, whole=10.0, remaining=9.0), standing(remaining=1.0)
+    pressed = standing(deadline=12.0, remaining=9.0)
+    assert order([short, aged], 0.0, aged_first=True) == [1, 0]
+    assert order([short, aged, pressed], 0.0, aged_first=False) == [2, 0, 1]
+
+
 def test_an_interactive_arrival_shows_its_first_step_early() -> None:
     """Its first preview waits for the present step only; as a standard request of the same size it waits longer."""
-    early, plain = served(OURS, priority=INTERACTIVE), served(OURS)
-    firsts = [fmean(job.first_step - job.arrived for job in jobs if job.first_step) for jobs in (early, plain)]
+    early, plain = served(ours, priority=Priority.INTERACTIVE), served(ours)
+    firsts = [fmean(one.first_step - one.arrived for one in each if one.first_step) for each in (early, plain)]
     assert firsts[0] < 0.7 * firsts[1]
 
 
 def test_batch_work_does_not_delay_others_and_is_not_starved() -> None:
     """A tenth of batch requests leaves the others' mean as it was without them, within a tenth, and all finish."""
-    arrivals = poisson(MIX, 0.8, 3000, LINE, 1)
-    for job in arrivals[::10]:
-        job.priority = BATCH
-    without = [Simulated(job.kind, job.arrived, LINE) for job in arrivals if job.priority == STANDARD]
-    run(arrivals, OURS, LINE)
-    run(without, OURS, LINE)
-    with_batch = fmean(job.latency for job in arrivals if job.priority == STANDARD)
-    assert with_batch < 1.1 * fmean(job.latency for job in without)
-    assert all(job.finished is not None for job in arrivals)
+    arrivals = poisson(KLEIN_MIX, 0.8, 3000, KLEIN, 1)
+    for one in arrivals[::10]:
+        one.priority = Priority.BATCH
+    without = [Simulated(one.size, one.arrived, one.alone) for one in arrivals if one.priority is Priority.STANDARD]
+    ours(arrivals, KLEIN)
+    ours(without, KLEIN)
+    with_batch = fmean(one.latency for one in arrivals if one.priority is Priority.STANDARD)
+    assert with_batch < 1.1 * fmean(one.latency for one in without)
+    assert all(one.finished is not None for one in arrivals)
 
 
 def test_a_caller_with_few_requests_does_not_wait_behind_one_with_many() -> None:
     """One request beside two hundred of another caller finishes among the first."""
-    flood = [Simulated(SMALL, 0.0, LINE, caller="many") for _ in range(200)]
-    single = Simulated(MIDDLE, 0.0, LINE, caller="one")
-    run([*flood, single], OURS, LINE)
-    assert sum(job.latency < single.latency for job in flood) < 40
+    flood = [Simulated(SMALL, 0.0, KLEIN.alone(SMALL), caller="many") for _ in range(200)]
+    single = Simulated(MIDDLE, 0.0, KLEIN.alone(MIDDLE), caller="one")
+    ours([*flood, single], KLEIN)
+    assert sum(one.latency < single.latency for one in flood) < 40

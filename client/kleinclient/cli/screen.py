@@ -1,6 +1,7 @@
 """What a person sees while one image is made: where it stands, how long it takes, what it looks like so far."""
 
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -46,8 +47,8 @@ class Screen:
     ) -> None:
         self._live.stop()
 
-    def show(self, event: events.Event) -> None:
-        """Bring the screen up to date."""
+    def show(self, event: events.Event, path: Path | None = None) -> None:
+        """Bring the screen up to date; `path`, where a preview was written, is not shown."""
         match event:
             case events.Retrying(delay=delay, message=message):
                 self._say(f"{message}; again in {spoken(delay)}")
@@ -65,10 +66,11 @@ class Screen:
             case events.Image():
                 self._picture = ""
 
-    def show_result(self, image: events.Image) -> None:
-        """Leave the image on the terminal, where it can draw it."""
+    def show_result(self, image: events.Image, path: Path) -> None:
+        """Leave the image on the terminal, where it can draw it, and say on standard output what it took."""
         if self._draw and (picture := decoded(image)):
             self._console.print(self._draw(picture))
+        print(path, image)
 
     def _say(self, words: str, left: str = "", *, total: int | None = None, completed: int | None = None) -> None:
         self._progress.update(self._bar, description=words, left=left, total=total, completed=completed)

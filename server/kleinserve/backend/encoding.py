@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -11,10 +12,11 @@ import structlog
 from kleinserve import __version__
 from kleinserve.codec import image, preview
 from kleinserve.codec.provenance import Provenance
-from kleinserve.core import AlphaMethod, EncodedImage, Pixels, Preview, Request
+from kleinserve.core import AlphaMethod, EncodedImage, Pixels, Preview, PreviewOptions, Request
 from kleinserve.metrics import Metrics
 
 T = TypeVar("T")
+Drawn = Callable[[], Pixels | Preview]  # may wait for the device
 log = structlog.get_logger()
 
 
@@ -24,7 +26,7 @@ class Encoding:
     def __init__(self, model: str, threads: int, metrics: Metrics):
         self._model, self._metrics = model, metrics
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
-        self._newest: dict[Hashable, tuple[int, int, Pixels, int]] = {}  # previews that are encoded next
+        self._newest: dict[Hashable, tuple[int, int, Drawn, int]] = {}  # previews that are encoded next
         self._encoding: dict[Hashable, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -32,26 +34,24 @@ class Encoding:
         """The function's result, computed in a codec thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def preview(self, request: Request, pixels: Pixels, step: int, total: int, post: Callable[[Preview], None]) -> None:
-        """Encode a step's picture and `post` it, one at a time per request; of those that wait the newest wins."""
+    def preview(self, request: Request, drawn: Drawn, step: int, total: int, post: Callable[[Preview], None]) -> None:
+        """Encode what a step showed and `post` it, one at a time per request; of those that wait the newest wins."""
         waiting = self._newest.get(request.request_id)
         skipped = 0 if waiting is None else waiting[3] + 1
-        self._newest[request.request_id] = (step, total, pixels, skipped)
+        self._newest[request.request_id] = (step, total, drawn, skipped)
         if request.request_id not in self._encoding:
             self._encoding[request.request_id] = self._spawn(self._encode_previews(request, post))
 
     async def _encode_previews(self, request: Request, post: Callable[[Preview], None]) -> None:
-        key, wanted = request.request_id, request.options.preview
+        key = request.request_id
         try:
             while key in self._newest:
-                step, total, pixels, skipped = self._newest.pop(key)
+                step, total, drawn, skipped = self._newest.pop(key)
                 try:
-                    data, width, height = await self.run(preview.encode, pixels, wanted.format, wanted.max_edge)
+                    post(await self.run(_encoded, drawn, request.options.preview, step, total, skipped))
                 except Exception:  # a preview is not worth its image
                     log.exception("preview failed", request_id=key, step=step)
                     self._metrics.previews.labels("failed").inc()
-                    continue
-                post(Preview(step, total, wanted.format, width, height, 0, data, skipped))
         finally:
             del self._encoding[key]
 
@@ -86,3 +86,11 @@ class Encoding:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _encoded(drawn: Drawn, wanted: PreviewOptions, step: int, total: int, skipped: int) -> Preview:
+    picture = drawn()
+    if isinstance(picture, Preview):  # a latent is no picture
+        return replace(picture, skipped=skipped)
+    data, width, height = preview.encode(picture, wanted.format, wanted.max_edge)
+    return Preview(step, total, wanted.format, width, height, 0, data, skipped)

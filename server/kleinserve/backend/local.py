@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from kleinserve.backend.backend import Load, Sink, State
-from kleinserve.backend.encoding import Encoding
+from kleinserve.backend.encoding import Drawn, Encoding
 from kleinserve.config import Config
 from kleinserve.core import (
     Admitted,
@@ -17,8 +17,6 @@ from kleinserve.core import (
     Failed,
     Finished,
     ModelFacts,
-    Pixels,
-    Preview,
     Priority,
     Progress,
     Queued,
@@ -33,6 +31,7 @@ from kleinserve.scheduler.scheduler import Scheduler
 from kleinserve.scheduler.work import Work
 
 _LOOK_SECONDS = 0.5  # how often it is looked whether a position or a progress is due
+_SOON_SECONDS = 0.025  # who starts within it has not waited
 _PROGRESS_SECONDS = 10.0  # of silence, after which the progress is told again
 
 log = structlog.get_logger()
@@ -45,10 +44,12 @@ class Local:
         self._engine, self._config, self._metrics = engine, config, metrics
         self._loop = asyncio.get_running_loop()
         self._encoding = Encoding(engine.facts.name, config.codec_threads, metrics)
-        self._scheduler = Scheduler(engine, config, metrics, self._outbox())
+        self._scheduler = Scheduler(engine, config, metrics, self._outbox(), self._loop.time)
         self._works: dict[str, Work] = {}
         self._sinks: dict[Work, Sink] = {}
         self._told: dict[Work, float] = {}
+        self._looked = 0.0
+        self._looking: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._reminder: asyncio.Task[None] | None = None
@@ -68,12 +69,12 @@ class Local:
     async def submit(self, request: Request, seconds_left: float | None, sink: Sink) -> Admitted:
         arrived = self._loop.time()
         render = await self._encoding.run(self._engine.render, request)
-        if seconds_left is not None:
-            seconds_left -= self._loop.time() - arrived
-        work, estimate = self._scheduler.submit(render, seconds_left, request.options.priority)
+        deadline = None if seconds_left is None else arrived + seconds_left
+        work, wait, duration = self._scheduler.submit(render, deadline, request.options.priority)
         self._idle.clear()
         self._works[request.request_id], self._sinks[work], self._told[work] = work, sink, self._loop.time()
-        return Admitted(render.prompt_tokens, render.is_truncated, estimate.wait, estimate.duration)
+        self._look_soon()
+        return Admitted(render.prompt_tokens, render.is_truncated, wait, duration)
 
     def cancel(self, request_id: str) -> None:
         if (work := self._works.get(request_id)) is not None:
@@ -81,7 +82,8 @@ class Local:
 
     def change(self, request_id: str, seconds_left: float | None, priority: Priority) -> None:
         if (work := self._works.get(request_id)) is not None:
-            self._scheduler.change(work, seconds_left, priority)
+            deadline = None if seconds_left is None else self._loop.time() + seconds_left
+            self._scheduler.change(work, deadline, priority)
 
     def load(self) -> Load:
         scheduler = self._scheduler
@@ -124,14 +126,9 @@ class Local:
         for work in works:
             self._post(work, Started((work.started or 0.0) - work.arrived))
 
-    def _drew(self, work: Work, drawn: Pixels | Preview, step: int) -> None:
-        if work not in self._sinks:
-            return
-        if isinstance(drawn, Preview):
-            self._post(work, drawn)
-        else:
-            total = work.render.total_steps
-            self._encoding.preview(work.request, drawn, step, total, partial(self._post, work))
+    def _drew(self, work: Work, drawn: Drawn, step: int) -> None:
+        if work in self._sinks:
+            self._encoding.preview(work.request, drawn, step, work.render.total_steps, partial(self._post, work))
 
     def _decoded(self, work: Work) -> None:
         if work in self._sinks:
@@ -149,10 +146,10 @@ class Local:
             self._failed(work, Internal(f"internal error, request {request.request_id}"))
         else:
             self._scheduler.encoded(work, seconds)
-            self._last(work, Finished(image, work.spent(self._scheduler.clock(), seconds)))
+            self._last(work, Finished(image, work.spent(self._loop.time(), seconds)))
 
     def _failed(self, work: Work, error: KleinError) -> None:
-        self._last(work, Failed(error, work.spent(self._scheduler.clock())))
+        self._last(work, Failed(error, work.spent(self._loop.time())))
 
     def _last(self, work: Work, last: Finished | Failed) -> None:
         if (sink := self._sinks.pop(work, None)) is None:
@@ -171,12 +168,22 @@ class Local:
             self._failed(work, Internal(f"the accelerator failed, request {work.request.request_id}"))
         self._on_state(State.DEAD)
 
+    def _tell_positions(self) -> None:
+        self._looked = self._loop.time()
+        for place in self._scheduler.positions():
+            self._post(place.work, Queued(place.position, place.wait_seconds))
+
+    def _look_soon(self) -> None:
+        """Someone new waits: tell the position soon, but look at all who wait a few times a second at most."""
+        if self._looking is None or self._looking.when() <= self._loop.time():
+            at = max(self._loop.time() + _SOON_SECONDS, self._looked + _LOOK_SECONDS / 2)
+            self._looking = self._loop.call_at(at, self._tell_positions)
+
     async def _remind(self) -> None:
         """Tell positions at a bounded rate, and the progress to whoever has heard nothing for long."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            for work, position, wait in self._scheduler.positions():
-                self._post(work, Queued(position, wait))
+            self._tell_positions()
             now = self._loop.time()
             for work, told in list(self._told.items()):
                 if work.started is not None and now - told >= _PROGRESS_SECONDS:

@@ -222,7 +222,8 @@ class Intake:
         self._turns.end(decoding.turn, seconds)
         self._idle.append(worker)
         if not decoding.answer.done():
-            self._measure(outcome, seconds)
+            if outcome != "cancelled":
+                self._measure(outcome, seconds)
             decoding.answer.set_result(answer)
         self._serve()
 
@@ -250,6 +251,8 @@ class Intake:
         """What a worker's answer means. It came from where strangers' bytes are read: nothing in it is trusted."""
         if answer["outcome"] not in OUTCOMES:
             raise ValueError("a worker's answer is none")
+        if answer["outcome"] == "cancelled":
+            return Draining()  # whoever cancels does not ask for the answer, but for `close`
         if answer["outcome"] != "decoded":
             if detail := answer.get("detail"):
                 logger.error("decoding a reference failed: %s", detail)

@@ -95,9 +95,9 @@ def _bound(what: str, value: int, limit: int) -> None:
         raise Excess(what, value, limit)
 
 
-def _metadata(walk: _Walk) -> dict[str, bytes]:
+def _metadata(walk: _Walk) -> dict[str | tuple[int, int], bytes]:
     """EXIF and the profile, each of any number of segments; a profile's say their place and how many there are."""
-    metadata = {}
+    metadata: dict[str | tuple[int, int], bytes] = {}
     if walk.exif:
         metadata["exif"] = b"".join(walk.exif)
     pieces = sorted(walk.profile)

@@ -91,8 +91,8 @@ def _frames(first: dict[bytes, bytes]) -> int:
     return frames if b"fcTL" in first else frames + 1
 
 
-def _metadata(first: dict[bytes, bytes]) -> dict[str, bytes]:
-    metadata = {}
+def _metadata(first: dict[bytes, bytes]) -> dict[str | tuple[int, int], bytes]:
+    metadata: dict[str | tuple[int, int], bytes] = {}
     if exif := first.get(b"eXIf"):
         metadata["exif"] = exif
     if profile := _profile(first.get(b"iCCP", b"")):

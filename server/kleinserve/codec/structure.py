@@ -29,7 +29,7 @@ class File:
     size: Size
     data: bytes
     frames: int = 1
-    metadata: dict[str, bytes] = field(default_factory=dict)
+    metadata: dict[str | tuple[int, int], bytes] = field(default_factory=dict)
 
 
 def webp(data: bytes) -> File:

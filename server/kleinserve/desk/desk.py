@@ -14,7 +14,7 @@ from kleinserve.desk.job import Job, Stage
 from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place, Places
 from kleinserve.desk.reader import Reader, Terms
-from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, UnknownKey
 from kleinserve.identity.limits import Grant, Quota
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
@@ -163,6 +163,15 @@ class Desk:
         if job.stage in (Stage.WAITING, Stage.RUNNING) and not job.is_committing:
             job.fail(error)
             self._backend.cancel(job.request.request_id)
+
+    async def attach(self, key: str, asked: Asked) -> Stream:
+        raise UnknownKey("no job has this key")
+
+    async def cancel(self, key: str, caller: Caller) -> None:
+        raise UnknownKey("no job has this key")
+
+    def delivered(self, stream: Stream) -> None:
+        pass
 
     def leave(self, stream: Stream) -> Stage:
         """A stream has ended, however; returns where its job was.

@@ -88,9 +88,9 @@ def _options(config: Config) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.so_reuseport", 0),
     ]
-    if config.keepalive_seconds:  # a client that vanished without a word is noticed within twice that
-        milliseconds = round(config.keepalive_seconds * 1000)
-        options += [("grpc.keepalive_time_ms", milliseconds), ("grpc.keepalive_timeout_ms", milliseconds)]
+    if config.keepalive_seconds:  # a client that vanished without a word is noticed
+        options.append(("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)))
+        options.append(("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)))
     if config.max_connection_age_seconds:
         grace = round(config.max_connection_grace_seconds * 1000)
         options.append(("grpc.max_connection_age_ms", round(config.max_connection_age_seconds * 1000)))

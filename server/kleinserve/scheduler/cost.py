@@ -1,7 +1,9 @@
 """Predicted seconds of every stage: measured at start, corrected while running. Knows amounts of work, not jobs."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+
+from kleinserve.core import Demand
 
 STAGES = {
     "text": "prompts",
@@ -12,6 +14,7 @@ STAGES = {
 }
 _DRIFT_WEIGHT = 0.1  # of a new measurement: ten of them make most of the correction
 _DRIFT_MIN, _DRIFT_MAX = 0.25, 8.0  # one measurement that the machine disturbed must not shut the door
+_SECONDS_MAX = 1000.0  # of a unit of any stage, on the slowest machine
 _SATURATED = 0.9  # of a step's time is work at the saturating budget; the rest is what every step costs
 
 
@@ -25,8 +28,13 @@ class Line:
 
     @classmethod
     def through(cls, points: Iterable[tuple[float, float]]) -> "Line":
-        """The line nearest to (units, seconds) in relative error, nothing negative; a single point lies on it."""
-        scaled = [(1 / seconds, units / seconds) for units, seconds in points]
+        """The line nearest to (units, seconds) in relative error, nothing negative; a single point lies on it.
+
+        Points without seconds say nothing; without any other it is not known, as a new line is.
+        """
+        scaled = [(1 / seconds, units / seconds) for units, seconds in points if seconds > 0]
+        if not scaled:
+            return cls()
         ones, units = sum(a for a, _ in scaled), sum(b for _, b in scaled)
         aa, ab, bb = sum(a * a for a, _ in scaled), sum(a * b for a, b in scaled), sum(b * b for _, b in scaled)
         determinant = aa * bb - ab * ab
@@ -53,20 +61,6 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one request asks of the stages.
-
-    `work`: GFLOP of one of its steps; `tokens`: what it adds to a step; `passes`: those that are not decoded yet.
-    """
-
-    work: float
-    tokens: int
-    output_megapixels: float
-    reference_megapixels: float
-    passes: int = 1
-
-
-@dataclass(frozen=True)
 class Share:
     """Seconds that requests take from a busy server, by the thread that spends them."""
 
@@ -88,30 +82,30 @@ class Cost:
         """Follow one run of a stage; returns the prediction's relative error."""
         return self.lines[stage].observe(units, seconds)
 
-    def remaining(self, load: Load, steps: int, *, is_begun: bool) -> float:
+    def remaining(self, demand: Demand, steps: int, *, is_begun: bool) -> float:
         """Seconds until the image of a request with `steps` steps to go, were it alone from now on."""
-        ends = self._ends(load, is_begun=is_begun) + self.lines["encode"].seconds(load.output_megapixels)
-        return ends + steps * self.lines["step"].seconds(load.work)
+        beside = self._beside(demand, is_begun=is_begun) + self.lines["encode"].seconds(demand.output_megapixels)
+        return beside + steps * self.lines["step"].seconds(demand.work)
 
-    def idle(self, load: Load, steps: int) -> float:
+    def idle(self, demand: Demand, steps: int) -> float:
         """Seconds of a whole request on a server that does nothing else: without what load has made slower."""
         lines = self.lines.items()
         calm = Cost({stage: Line(line.fixed, line.per_unit, min(1.0, line.drift)) for stage, line in lines})
-        return calm.remaining(load, steps, is_begun=False)
+        return calm.remaining(demand, steps, is_begun=False)
 
     @property
     def fixed(self) -> float:
         """Seconds of a step whoever shares it."""
         return self.lines["step"].drift * self.lines["step"].fixed
 
-    def added(self, load: Load) -> float:
+    def added(self, demand: Demand) -> float:
         """Seconds by which a request lengthens a step that it shares."""
-        return self.lines["step"].drift * self.lines["step"].per_unit * load.work
+        return self.lines["step"].drift * self.lines["step"].per_unit * demand.work
 
-    def share(self, load: Load, steps: int, *, is_begun: bool) -> Share:
+    def share(self, demand: Demand, steps: int, *, is_begun: bool) -> Share:
         """What the request takes from the others: of the fixed part of a step only what a full step spreads."""
-        stepping = steps * self.added(load) / _SATURATED
-        return Share(stepping, self._ends(load, is_begun=is_begun))
+        stepping = steps * self.added(demand) / _SATURATED
+        return Share(stepping, self._beside(demand, is_begun=is_begun))
 
     def saturating_tokens(self, work_per_token: float) -> int:
         """Tokens from which on a larger step is hardly cheaper per token; 0 where the fixed part is not known."""
@@ -120,18 +114,18 @@ class Cost:
             return 0
         return int(_SATURATED / (1 - _SATURATED) * step.fixed / (step.per_unit * work_per_token))
 
-    def beginning(self, *loads: Load) -> float:
+    def beginning(self, *demands: Demand) -> float:
         """Seconds for which requests are begun at once."""
-        megapixels = sum(load.reference_megapixels for load in loads)
+        megapixels = sum(demand.reference_megapixels for demand in demands)
         references = self.lines["references"].seconds(megapixels) if megapixels else 0.0
-        return self.lines["text"].seconds(len(loads)) + references
+        return self.lines["text"].seconds(len(demands)) + references
 
-    def decoding(self, *loads: Load) -> float:
+    def decoding(self, *demands: Demand) -> float:
         """Seconds for which requests are decoded at once."""
-        return self.lines["decode"].seconds(sum(load.output_megapixels for load in loads))
+        return self.lines["decode"].seconds(sum(demand.output_megapixels for demand in demands))
 
-    def _ends(self, load: Load, *, is_begun: bool) -> float:
-        return load.passes * self.decoding(load) + (0.0 if is_begun else self.beginning(load))
+    def _beside(self, demand: Demand, *, is_begun: bool) -> float:
+        return demand.passes * self.decoding(demand) + (0.0 if is_begun else self.beginning(demand))
 
     def dump(self) -> dict[str, dict[str, float]]:
         """The lines as JSON takes them, without their drift."""
@@ -139,5 +133,21 @@ class Cost:
 
     @classmethod
     def load(cls, dumped: Mapping[str, Mapping[str, float]]) -> "Cost":
-        """What `dump` gave. Raises: KeyError, TypeError where it is something else."""
-        return cls({stage: Line(**dumped[stage]) for stage in STAGES}, is_calibrated=True)
+        """What `dump` gave. Raises: KeyError, TypeError, ValueError where it is something else."""
+        lines = {stage: Line(**dumped[stage]) for stage in STAGES}
+        for stage, line in lines.items():
+            numbers = (line.fixed, line.per_unit)
+            if line.drift != 1.0 or not all(0.0 <= number <= _SECONDS_MAX for number in numbers):
+                raise ValueError(f"{stage}: {line} is not what a stage takes")
+        return cls(lines, is_calibrated=True)
+
+    def frozen(self) -> "Cost":
+        """A copy that no longer follows."""
+        return Cost({stage: replace(line) for stage, line in self.lines.items()}, self.is_calibrated)
+
+    def differs(self, other: "Cost", share: float) -> bool:
+        """Whether a stage takes more or less than with `other`, by more than this share."""
+        return any(
+            abs(line.seconds(1) - other.lines[stage].seconds(1)) > share * other.lines[stage].seconds(1)
+            for stage, line in self.lines.items()
+        )

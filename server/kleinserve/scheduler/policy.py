@@ -1,13 +1,16 @@
 """Which jobs go first: a pure function of what is known of them and the clock. Knows no threads, no engine.
 
 Shortest remaining work first within a priority and caller, callers in turns; before all of them whoever is nearly due.
-Every job is due: at its deadline, or when it has taken `STRETCH` times what it takes alone, so that a large one that
-small ones overtake again and again is bounded.
+Every job is due: at its deadline, or when it has taken `STRETCH` times what it takes alone. A deadline that is near
+goes before everything. What is due by its age alone, as large jobs are that small ones overtake again and again, has
+a share of the time, so that many of them do not hold up everyone else.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from kleinserve.scheduler.turns import Account
 
 INTERACTIVE, STANDARD, BATCH = range(3)
 STRETCH = {INTERACTIVE: 12.0, STANDARD: 12.0, BATCH: 48.0}  # times its lone time until a job is due
@@ -15,18 +18,17 @@ _SAVING = 3.0  # a shared step saves its fixed part for those present and for th
 _NEAR = 1.0  # a job is nearly due when its slack is less than this many times what remains of it
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Standing:
     """What the policy sees of a job. Seconds; `arrived` and `deadline` on the clock of `now`.
 
     remaining: until its image, were it alone from now on. whole: the same from its arrival.
     tokens, step: its part of a step, and the seconds by which that lengthens it.
-    served: what its caller has had, as `Turns` counts it.
+    account: its caller's. due: at its deadline or by its age, whichever is earlier.
     """
 
     priority: int
-    caller: str
-    served: float
+    account: Account
     arrived: float
     deadline: float | None
     steps_done: int
@@ -34,44 +36,51 @@ class Standing:
     step: float
     remaining: float
     whole: float
+    due: float = field(init=False)
 
-    @property
-    def due(self) -> float:
+    def __post_init__(self) -> None:
         stretched = self.arrived + STRETCH[self.priority] * self.whole
-        return stretched if self.deadline is None else min(stretched, self.deadline)
+        self.due = stretched if self.deadline is None else min(stretched, self.deadline)
 
     def is_hopeless(self, now: float) -> bool:
         """Whether the deadline cannot be met any more, whatever is done."""
         return self.deadline is not None and now + self.remaining > self.deadline
 
-    def is_nearly_due(self, now: float) -> bool:
-        return self.due - now - self.remaining <= _NEAR * self.remaining
+    def is_pressed(self, now: float) -> bool:
+        """Whether its deadline is near."""
+        return self.deadline is not None and self.deadline - now <= (1 + _NEAR) * self.remaining
+
+    def is_aged(self, now: float) -> bool:
+        """Whether it is nearly due by its age alone."""
+        return self.due - now <= (1 + _NEAR) * self.remaining and not self.is_pressed(now)
 
 
-def order(jobs: Sequence[Standing], now: float) -> list[int]:
+def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> list[int]:
     """The jobs' indices, who goes first first.
 
-    Nearly due: earliest due first. Then interactive ones that have shown nothing yet: oldest first. Then by priority,
-    the caller first who has had least, each with its shortest first. Last, what is too late for its deadline anyway.
+    Nearly due: earliest due first; those by their age only with `aged_first`. Then interactive ones that have shown
+    nothing yet: oldest first. Then by priority, the caller first who has had least, each with its shortest first.
+    Last, what is too late for its deadline anyway.
     """
-    asked: dict[tuple[int, str], float] = defaultdict(float)  # seconds of a caller's jobs that go before
-    ranks: dict[int, tuple[float, ...]] = {}
+    asked: dict[tuple[int, Account], float] = defaultdict(float)  # seconds of a caller's jobs that go before
+    ranks: list[tuple[tuple[float, ...], int]] = []
     for i in sorted(range(len(jobs)), key=lambda i: (jobs[i].remaining, jobs[i].arrived)):
         job = jobs[i]
-        turn = job.served + asked[job.priority, job.caller]
-        asked[job.priority, job.caller] += job.remaining
+        turn = job.account.served + asked[job.priority, job.account]
+        asked[job.priority, job.account] += job.remaining
         if job.is_hopeless(now):
-            ranks[i] = (3, job.arrived)
-        elif job.is_nearly_due(now):
-            ranks[i] = (0, job.due)
+            rank: tuple[float, ...] = (3, job.arrived)
+        elif job.is_pressed(now) or (aged_first and job.is_aged(now)):
+            rank = (0, job.due)
         elif job.priority == INTERACTIVE and job.steps_done == 0:
-            ranks[i] = (1, job.arrived)
+            rank = (1, job.arrived)
         else:
-            ranks[i] = (2, job.priority, turn, job.remaining, job.arrived)
-    return sorted(ranks, key=ranks.__getitem__)
+            rank = (2, job.priority, turn, job.remaining, job.arrived)
+        ranks.append((rank, i))
+    return [i for _, i in sorted(ranks)]
 
 
-def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float) -> list[int]:
+def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float, *, aged_first: bool = True) -> list[int]:
     """The indices of the jobs that share the next step, of which `fixed` seconds pass whoever shares it.
 
     The first always goes. Each next one joins if it fits, and if the seconds by which it keeps those before it waiting
@@ -79,37 +88,10 @@ def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float) ->
     """
     picked: list[int] = []
     tokens = 0
-    for i in order(jobs, now):
+    for i in order(jobs, now, aged_first=aged_first):
         lost = len(picked) * jobs[i].step
         saved = _SAVING * (len(jobs) - len(picked)) * fixed
         if not picked or (tokens + jobs[i].tokens <= tokens_max and lost <= saved):
             picked.append(i)
             tokens += jobs[i].tokens
     return picked
-
-
-class Turns:
-    """Seconds of service per caller, so that one with many requests does not hold up one with few.
-
-    A caller that comes back starts level with whoever has had least, neither owed for its absence nor charged twice.
-    """
-
-    def __init__(self) -> None:
-        self._served: dict[str, float] = {}
-
-    def come(self, caller: str) -> None:
-        """A request of `caller` arrived."""
-        if caller not in self._served:
-            self._served[caller] = min(self._served.values(), default=0.0)
-
-    def spend(self, caller: str, seconds: float) -> None:
-        """Service that `caller` had; nothing for one that has gone."""
-        if caller in self._served:
-            self._served[caller] += seconds
-
-    def go(self, caller: str) -> None:
-        """The last request of `caller` ended."""
-        self._served.pop(caller, None)
-
-    def served(self, caller: str) -> float:
-        return self._served.get(caller, 0.0)

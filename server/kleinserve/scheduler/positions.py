@@ -1,43 +1,48 @@
-"""Tells the waiting jobs how many are before them, and how long that may take. On the event loop."""
+"""Which of the waiting works are told their position now: at a bounded rate, whatever their number. Knows no timer."""
 
-import asyncio
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from kleinserve.scheduler import admission, policy
-from kleinserve.scheduler.cost import Share
-from kleinserve.scheduler.job import Stage
-from kleinserve.scheduler.outlook import Outlook
-from kleinserve.scheduler.queue import Queue
+from kleinserve.scheduler.work import Work
 
 _EVERY_SECONDS = 5.0
-_SOON_SECONDS = 0.02  # changes within it are told once; a job that starts within it has not waited and is told nothing
+_FIRST_SECONDS = 0.02  # who starts within it has not waited, and is told nothing
+_CHANGES_MAX = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """How many are before a work, and the seconds until they are done."""
+
+    work: Work
+    position: int
+    wait_seconds: float
 
 
 class Positions:
-    """`soon` after every change of the queue, and now and then for what is due."""
+    """Remembers what was told."""
 
-    def __init__(self, queue: Queue, outlook: Outlook, *, is_overlapping: bool):
-        self._queue, self._outlook, self._is_overlapping = queue, outlook, is_overlapping
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self) -> None:
+        self._told: dict[Work, tuple[int, float]] = {}  # the position, and when
 
-    def soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SOON_SECONDS, self._tell)
+    def due(self, places: Sequence[Place], now: float) -> list[Place]:
+        """Of all waiting works, the next one first, those to be told: it counts as done.
 
-    def _tell(self) -> None:
-        """Tell each its position, where it has changed or is due; who has just come is told a little later."""
-        self._timer = None
-        jobs = self._queue.jobs()
-        if all(job.stage is not Stage.WAITING for job in jobs):
-            return
-        claims = [self._outlook.claim(job) for job in jobs]
-        position, before = 0, Share(0.0, 0.0)
-        for i in policy.order([claim.standing for claim in claims], time.monotonic()):
-            if jobs[i].stage is Stage.WAITING:
-                if jobs[i].queue_seconds < _SOON_SECONDS:
-                    self.soon()
-                else:
-                    wait = admission.spent([before], is_overlapping=self._is_overlapping)
-                    jobs[i].queued(position, wait, _EVERY_SECONDS)
-                position += 1
-            before += claims[i].share
+        Whoever was told nothing yet, the first 16 whose position is another, and everyone after five seconds.
+        """
+        due: list[Place] = []
+        told: dict[Work, tuple[int, float]] = {}
+        changes = 0
+        for place in places:
+            if now - place.work.arrived < _FIRST_SECONDS:
+                continue
+            position, when = self._told.get(place.work, (-1, 0.0))
+            is_due = position == -1 or now - when >= _EVERY_SECONDS
+            if not is_due and position != place.position and changes < _CHANGES_MAX:
+                changes += 1
+                is_due = True
+            told[place.work] = (place.position, now) if is_due else (position, when)
+            if is_due:
+                due.append(place)
+        self._told = told  # of those that no longer wait nothing is kept
+        return due

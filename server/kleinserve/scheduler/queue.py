@@ -1,91 +1,202 @@
-"""Every admitted job until its picture is made: bounded while it waits, claimed by one thread at a time. No policy."""
+"""Every admitted work until its last word: who holds it, how many there are, and what they take. No policy.
+
+The lock is held for a few instructions at a time: whoever ranks works does it on a snapshot, and takes hold of what it
+has chosen afterwards.
+"""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 
-from kleinserve.errors import QueueFull
-from kleinserve.scheduler.job import Job, Stage
+from kleinserve.core import Demand
+from kleinserve.scheduler.cost import Share
+from kleinserve.scheduler.work import Need, Work
 
-Choose = Callable[[Sequence[Job]], list[Job]]
+
+class Loop(Enum):
+    """The two threads that take works from here."""
+
+    STEPS = "steps"
+    ASIDE = "aside"
 
 
 class Queue:
-    """Jobs in order of arrival. Safe between the event loop, which puts, and the engine's threads, which claim."""
+    """Works in order of arrival. Safe between the event loop, which puts and cancels, and the engine's threads.
 
-    def __init__(self, requests_max: int, bytes_max: int):
-        self._requests_max, self._bytes_max = requests_max, bytes_max
-        self._jobs: dict[Job, None] = {}
-        self._claimed: set[Job] = set()
-        self._reserved: list[int] = []  # bytes of requests whose references are being decoded
-        self._is_closed = False
+    `share_of`: what a work takes from the others, by the forecast of `epoch`.
+    """
+
+    def __init__(self, share_of: Callable[[Work], Share]):
+        self._share_of = share_of
+        self._waiting: dict[Work, None] = {}  # their prompts are not encoded, nor being encoded
+        self._begun: dict[Work, None] = {}  # the device holds something of theirs
+        self._started = self._tokens = 0
+        self._total = Share(0.0, 0.0)
+        self._changes = dict.fromkeys(Loop, 0)
         self._changed = threading.Condition()
+        self.is_closed = False
 
-    def put(self, job: Job) -> None:
-        """Add a job that `check` has let in."""
+    @property
+    def waiting(self) -> int:
+        """Works that have had no step."""
+        return len(self._waiting) + len(self._begun) - self._started
+
+    @property
+    def running(self) -> int:
+        return self._started
+
+    @property
+    def begun(self) -> int:
+        """Works of which the device holds something."""
+        return len(self._begun)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of those of which the device holds something."""
+        return self._tokens
+
+    @property
+    def total(self) -> Share:
+        """What all works take together."""
+        return self._total
+
+    def put(self, work: Work) -> None:
+        share = self._share_of(work)
         with self._changed:
-            self._jobs[job] = None
-            self._changed.notify_all()
+            self._waiting[work] = None
+            self._add(work, share)
+            self._ring(Loop.ASIDE)
 
-    def check(self, held_bytes: int, busy_seconds: Callable[[], float], reserved_bytes: int | None = None) -> None:
-        """Raise QueueFull where a job of `held_bytes` does not fit; `busy_seconds` says when to try again.
+    def hold(self, works: Sequence[Work]) -> list[Work]:
+        """Take hold of those that are neither gone nor held by another; they count as begun from now on."""
+        with self._changed:
+            held = [work for work in works if not (work.is_gone or work.is_held) and self._has(work)]
+            for work in held:
+                work.is_held = True
+                if self._waiting.pop(work, work) is None:
+                    self._begun[work] = None
+                    self._tokens += work.demand.tokens
+        return held
 
-        `reserved_bytes`: what it has reserved for itself.
+    def start(self, works: Iterable[Work], now: float) -> list[Work]:
+        """Say that these have their first step now; returns those that it is the first for."""
+        with self._changed:
+            first = [work for work in works if work.started is None]
+            for work in first:
+                work.started = now
+            self._started += len(first)
+            if first:
+                self._ring(Loop.ASIDE)
+        return first
+
+    def release(self, works: Iterable[Work], need: Need) -> list[Work]:
+        """Give works back that need something next; at TEXT nothing of theirs is on the device.
+
+        Returns those that went meanwhile, for whoever held them to end.
         """
-        waiting = [job for job in self.jobs() if job.stage is Stage.WAITING]
-        count = len(waiting) + len(self._reserved) - (reserved_bytes is not None)
-        held = sum(job.held_bytes for job in waiting) + sum(self._reserved) - (reserved_bytes or 0)
-        if count >= self._requests_max:
-            said = f"{count} requests are waiting, the limit is {self._requests_max}"
-        elif count and held + held_bytes > self._bytes_max:
-            said = f"waiting requests hold {held} bytes, {held_bytes} more would pass the limit {self._bytes_max}"
-        else:
-            return
-        raise QueueFull(said, retry_seconds=max(1.0, busy_seconds()))
-
-    @contextmanager
-    def reserved(self, held_bytes: int) -> Iterator[None]:
-        """Hold a place for the block, on the event loop, for a request that is not a job yet."""
-        self._reserved.append(held_bytes)
-        try:
-            yield
-        finally:
-            self._reserved.remove(held_bytes)
-
-    def claim(self, choose: Choose, *, waits: bool = True) -> list[Job]:
-        """Wait until `choose` finds something among the jobs that no thread holds, and hold it; [] once closed.
-
-        Without waiting, [] also where it finds nothing now.
-        """
+        shares = []
+        for work in works:
+            work.need, work.at_hand_seconds = need, 0.0
+            work.touch()
+            shares.append((work, self._share_of(work)))
         with self._changed:
-            while not self._is_closed:
-                chosen = choose([job for job in self._jobs if job not in self._claimed and not job.is_gone])
-                if chosen:
-                    self._claimed.update(chosen)
-                    return chosen
-                if not waits:
-                    return []
-                self._changed.wait()
-            return []
+            for work, share in shares:
+                work.is_held = False
+                if self._has(work):
+                    self._add(work, share)
+                if need is Need.TEXT and self._begun.pop(work, work) is None:
+                    self._tokens -= work.demand.tokens
+                    self._waiting[work] = None
+            self._ring(Loop.STEPS if need is Need.STEPS else Loop.ASIDE)
+        return [work for work, _ in shares if work.is_gone]
 
-    def release(self, jobs: Iterable[Job]) -> None:
-        """Give claimed jobs back for the next thread."""
+    def demand(self, work: Work, demand: Demand) -> None:
+        """A work that is held asks for something else from now on."""
         with self._changed:
-            self._claimed.difference_update(jobs)
-            self._changed.notify_all()
+            if work in self._begun:
+                self._tokens += demand.tokens - work.demand.tokens
+            work.demand = demand
 
-    def remove(self, job: Job) -> None:
-        """Forget a job; one that is not here is left alone. Whoever holds it is not disturbed."""
+    def end(self, work: Work) -> bool:
+        """Forget a work; whether it was here: only who hears yes has the last word on it."""
         with self._changed:
-            self._jobs.pop(job, None)
+            if not self._has(work):
+                return False
+            if self._begun.pop(work, work) is None:
+                self._tokens -= work.demand.tokens
+            self._waiting.pop(work, None)
+            self._started -= work.started is not None
+            self._add(work, Share(0.0, 0.0))
+            if not (self._waiting or self._begun):
+                self._total = Share(0.0, 0.0)  # what rounding left
+            work.is_gone = True
+            self._ring(Loop.ASIDE)
+            return True
 
-    def jobs(self) -> list[Job]:
-        """All jobs in order of arrival."""
+    def let_go(self, work: Work) -> bool:
+        """Mark a work as gone; whether it may be ended at once, since no thread holds it."""
         with self._changed:
-            return list(self._jobs)
+            work.is_gone = True
+            self._ring(*Loop)
+            return not work.is_held
+
+    def ready(self) -> list[Work]:
+        """Those that can take a step now."""
+        with self._changed:
+            return [work for work in self._begun if work.need is Need.STEPS and not (work.is_held or work.is_gone)]
+
+    def begun_works(self) -> list[Work]:
+        with self._changed:
+            return [work for work in self._begun if not work.is_gone]
+
+    def works(self) -> list[Work]:
+        """All, those that wait last."""
+        with self._changed:
+            return [*self._begun, *self._waiting]
+
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def recount(self) -> None:
+        """Every work's share is another now."""
+        works = self.works()
+        shares = [self._share_of(work) for work in works]
+        with self._changed:
+            for work, share in zip(works, shares, strict=True):
+                if self._has(work):
+                    self._add(work, share)
+
+    def changes(self, loop: Loop) -> int:
+        """A number that grows with every change that matters to the loop."""
+        return self._changes[loop]
+
+    def ring(self, *loops: Loop) -> None:
+        """Something has changed that matters to the loops."""
+        with self._changed:
+            self._ring(*loops)
+
+    def sleep(self, loop: Loop, seen: int, seconds: float | None) -> None:
+        """Wait until something changes that was not `seen`, for so long at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.is_closed or self._changes[loop] != seen, seconds)
 
     def close(self) -> None:
-        """End every claim, now and later, with nothing."""
+        """End every loop that sleeps or would."""
         with self._changed:
-            self._is_closed = True
+            self.is_closed = True
             self._changed.notify_all()
+
+    def _has(self, work: Work) -> bool:
+        return work in self._waiting or work in self._begun
+
+    def _add(self, work: Work, share: Share) -> None:
+        old, total = work.share, self._total
+        self._total = Share(
+            max(0.0, total.stepping + share.stepping - old.stepping), max(0.0, total.beside + share.beside - old.beside)
+        )
+        work.share = share
+
+    def _ring(self, *loops: Loop) -> None:
+        for loop in loops:
+            self._changes[loop] += 1
+        self._changed.notify_all()

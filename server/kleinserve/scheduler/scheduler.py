@@ -1,285 +1,263 @@
-"""The event loop's side: admission, reminders, drain. Knows no gRPC."""
+"""Works in, what becomes of them out: admits, keeps count, and owns the two threads. Knows no reader and no encoding.
 
-import asyncio
-import hashlib
+Called from one thread, the event loop's, but for `start`, which takes as long as the warm-up. Nothing here waits for
+the engine.
+"""
+
 import os
 import time
-from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
-from kleinserve.codec import reference
 from kleinserve.config import Config
-from kleinserve.core import Accepted, Reference, Request
-from kleinserve.engine.alpha import Picture
-from kleinserve.engine.engine import Engine
+from kleinserve.core import ANONYMOUS, MEGAPIXEL, Operation, Options, Priority, Request
 from kleinserve.errors import (
     DeadlineImpossible,
     DeadlinePassed,
     DeadlineUnreachable,
     Draining,
     Internal,
-    NotReady,
+    KleinError,
 )
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler import admission
-from kleinserve.scheduler.calibrate import calibrated
-from kleinserve.scheduler.cost import Cost
-from kleinserve.scheduler.delivery import Delivery
-from kleinserve.scheduler.ends import Ends
-from kleinserve.scheduler.job import Job, Stage, load_of
-from kleinserve.scheduler.outlook import Outlook
-from kleinserve.scheduler.policy import Turns
-from kleinserve.scheduler.positions import Positions
-from kleinserve.scheduler.queue import Queue
-from kleinserve.scheduler.stepping import Stepping
-from kleinserve.scheduler.worker import Hands, Worker
-from kleinserve.usage import price
+from kleinserve.scheduler.aside import Aside, Window
+from kleinserve.scheduler.calibrate import Bench, calibrate
+from kleinserve.scheduler.conditioning import References, Second, Text
+from kleinserve.scheduler.cost import Cost, Share
+from kleinserve.scheduler.decoding import Decoding
+from kleinserve.scheduler.ending import Ending
+from kleinserve.scheduler.engine import Engine, Render
+from kleinserve.scheduler.forecast import Forecast
+from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.positions import Place, Positions
+from kleinserve.scheduler.queue import Loop, Queue
+from kleinserve.scheduler.stepping import Budget, Stepping
+from kleinserve.scheduler.turns import Turns
+from kleinserve.scheduler.unit import Stage
+from kleinserve.scheduler.watch import Watch, Watchdog
+from kleinserve.scheduler.work import Need, Work
+from kleinserve.scheduler.worker import Worker
 
-_PROGRESS_EVERY_SECONDS = 10.0
-_REMINDER_SECONDS = 0.5  # how often it is looked whether a position or a progress is due
 _STEP_TOKENS_MAX = 8192  # of the budget found by calibration: two images of 1024², whose activations fit
+_WAIT_SECONDS = 1.0  # how long an estimate for those who have not come yet is good
 
 log = structlog.get_logger()
 
 
-class State(Enum):
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    DEAD = "dead"
+class Admitted(NamedTuple):
+    """A work that was let in. Seconds: until its first step, and of the whole were it alone."""
+
+    work: Work
+    wait_seconds: float
+    duration_seconds: float
 
 
 class Scheduler:
-    """Admits requests, feeds the engine's threads, and turns what they hand back into events.
+    """Admits works and feeds the engine's threads. Every work ends with one word in the outbox."""
 
-    Created on the running event loop; every method is called on it.
-    """
-
-    def __init__(self, engine: Engine, config: Config, metrics: Metrics, on_state: Callable[[State], None]):
-        self._engine, self._config, self._metrics, self._on_state = engine, config, metrics, on_state
-        self._loop = asyncio.get_running_loop()
-        self._delivery = Delivery(engine.facts.name, config.codec_threads, metrics)
-        self._queue = Queue(config.queue_requests_max, config.queue_bytes_max)
-        self._outlook = Outlook(Cost(), Turns(), engine.pauses.longest)
+    def __init__(
+        self,
+        engine: Engine,
+        config: Config,
+        metrics: Metrics,
+        outbox: Outbox,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._engine, self._config, self._metrics, self._outbox, self._clock = engine, config, metrics, outbox, clock
+        self._forecast, self._turns = Forecast(Cost(), clock), Turns()
+        self._queue = Queue(lambda work: self._forecast.claim(work).share)
+        self._ending = Ending(self._queue, self._turns, outbox, self._ended)
+        self._safety, self._positions = admission.Safety(), Positions()
         # Side by side only where each thread has all the threads that it was measured with.
         is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
         self._is_overlapping = engine.facts.device == "cpu" and is_roomy
-        self._positions = Positions(self._queue, self._outlook, is_overlapping=self._is_overlapping)
-        self._price = price.configured(config)
-        self._jobs: set[Job] = set()
         self._workers: list[Worker] = []
-        self._reminder: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self.state = State.STARTING
+        self._watches = {loop: Watch(loop.value) for loop in Loop}
+        self._watchdog: Watchdog | None = None
+        self._counted_epoch = 0
+        self._wait, self._wait_until = 0.0, float("-inf")
+        self._is_dead = False
 
-    async def start(self) -> None:
-        """Make real warm-up images and calibrate by them, then serve. Raises what the warm-up raised."""
-        self._outlook.cost = await self._delivery.pooled(calibrated, self._engine)
-        hands = Hands(
-            started=self._hand(self._started),
-            progress=self._hand(lambda job, progress: job.post(progress)),
-            preview=self._hand(self._delivery.preview),
-            picture=self._hand(self._picture),
-            failed=self._hand(lambda job, error: job.fail(error)),
-            died=self._hand(self._died),
+    def start(self) -> None:
+        """Calibrate on the threads that will serve, then serve. Raises what the warm-up raised."""
+        steps, aside = self._workers = [Worker(loop, self._queue, self._died) for loop in Loop]
+        self.prepare(calibrate(Bench(self._engine, steps.call, aside.call)))
+        computes = self._engine.facts.device == "cpu"
+        floor = self._config.watchdog_seconds
+        self._watchdog = Watchdog([*self._watches.values()], floor, self._died, computes=computes)
+        self._watchdog.start()
+        steps.serve(self.stepping.turn)
+        aside.serve(self.aside.turn)
+
+    def prepare(self, cost: Cost) -> None:
+        """Make the two loops, `stepping` and `aside`, for whoever takes their turns: the threads, or a simulator."""
+        engine, queue, forecast, metrics = self._engine, self._queue, self._forecast, self._metrics
+        config, ending, clock = self._config, self._ending, self._clock
+        forecast.use(cost)
+        saturating = cost.saturating_tokens(engine.work_per_token) or _STEP_TOKENS_MAX
+        budget = Budget(config.step_tokens_max or min(saturating, _STEP_TOKENS_MAX))
+        watch = self._watches
+        self.stepping = Stepping(
+            engine, queue, forecast, ending, self._outbox, metrics, watch[Loop.STEPS], budget, clock
         )
-        engine, queue, outlook = self._engine, self._queue, self._outlook
-        saturating = outlook.cost.saturating_tokens(engine.work_per_token) or _STEP_TOKENS_MAX
-        tokens_max = self._config.step_tokens_max or min(saturating, _STEP_TOKENS_MAX)
-        self._metrics.step_tokens_max.set(tokens_max)
-        stepping = Stepping(engine, outlook, self._metrics, hands, tokens_max)
-        ends = Ends(engine, outlook, self._metrics, hands, self._config.decode_pixels_max, queue)
-        self._workers = [
-            Worker("steps", queue, stepping.choose, stepping.step, hands.died),
-            Worker("ends", queue, ends.choose, ends.work, hands.died),
-        ]
-        for worker in self._workers:
-            worker.start()
-        self._reminder = self._loop.create_task(self._remind())
-        self._become(State.READY)
+        stages: dict[Need, Stage] = {
+            Need.TEXT: Text(engine, queue, forecast, metrics),
+            Need.REFERENCES: References(engine, queue, forecast, metrics),
+            Need.DECODE: Decoding(engine, queue, forecast, metrics, ending, config.decode_pixels_max),
+            Need.SECOND: Second(engine, queue),
+        }
+        window = Window(config.running_requests_max, config.running_requests_max * _STEP_TOKENS_MAX)
+        self.aside = Aside(engine, queue, forecast, ending, stages, watch[Loop.ASIDE], window, clock)
+        facts = engine.facts
+        options = Options(0, facts.default_steps, facts.default_guidance_scale)
+        typical = Request("typical", Operation.GENERATE, "", (), facts.default_size, options)
+        self._typical = engine.render(typical)
 
-    def _hand(self, function: Callable[..., None]) -> Callable[..., None]:
-        """`function` as the engine's threads may call it: run soon, on the event loop."""
+    def submit(self, render: Render, deadline: float | None = None, priority: Priority | None = None) -> Admitted:
+        """Let a request in; `deadline` in seconds on the clock, `priority` its own where none is given.
 
-        def hand(*arguments: Any) -> None:
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-        return hand
-
-    def _become(self, state: State) -> None:
-        self.state = state
-        self._on_state(state)
-
-    def check(self, held_bytes: int) -> None:
-        """Raise NotReady, Draining or QueueFull now where a request holding `held_bytes` cannot be admitted."""
-        if self.state is State.STARTING:
-            raise NotReady()
-        if self.state is not State.READY:
+        Raises: DeadlinePassed, DeadlineImpossible, DeadlineUnreachable; Draining when closed.
+        """
+        if self._queue.is_closed:
             raise Draining()
-        self._queue.check(held_bytes, self._busy_seconds)
+        work = self._work(render, deadline, priority)
+        try:
+            now = work.arrived
+            claims = [self._forecast.claim(other) for other in self._queue.works() if not other.is_gone]
+            if deadline is not None:
+                self._check_deadline(work, deadline, claims, now)
+            wait = self._wait_of(work, claims, now)
+        except BaseException:
+            self._turns.go(render.request.caller)
+            raise
+        self._queue.put(work)
+        return Admitted(work, wait, self._forecast.remaining(work))
 
-    async def admitted(
-        self,
-        encoded: Sequence[bytes],
-        request: Callable[[tuple[Reference, ...]], Request],
-        deadline: float | None,
-        message_bytes: int,
-    ) -> tuple[Job, Accepted]:
-        """Decode the references of a request and admit it, holding its place meanwhile.
+    def _work(self, render: Render, deadline: float | None, priority: Priority | None) -> Work:
+        account = self._turns.come(render.request.caller)
+        demand, wanted = self._engine.demand(render), priority or render.request.options.priority
+        return Work(render, demand, account, self._clock(), deadline, wanted)
 
-        Raises: a RefusedReference, InvalidField, and what `check` and `submit` raise.
-        """
-        self.check(message_bytes)
-        with self._queue.reserved(message_bytes):
-            references = await self.decode(encoded)
-            return await self.submit(request(references), deadline, message_bytes)
-
-    def _busy_seconds(self) -> float:
-        """Seconds until everything that is admitted now is done."""
-        return admission.spent(
-            (self._outlook.claim(job).share for job in self._queue.jobs()), is_overlapping=self._is_overlapping
-        )
-
-    async def decode(self, references: Sequence[bytes]) -> tuple[Reference, ...]:
-        """The references as the model sees them. In the pool, the check too: a hostile header takes Pillow seconds.
-
-        Raises: the first one's RefusedReference.
-        """
-        keep_alpha = self._engine.facts.has_native_alpha
-        limits = {"bytes_max": self._config.reference_bytes_max, "pixels_max": self._config.reference_pixels_max}
-
-        def one(index: int, data: bytes) -> Reference:
-            reference.check(index, data, **limits)
-            pixels = reference.decode(index, data, keep_alpha=keep_alpha)
-            digest = hashlib.sha256(f"{pixels.size}/{pixels.channels}/".encode() + pixels.data).digest()
-            return Reference(pixels, digest)
-
-        pooled, spawn = self._delivery.pooled, self._loop.create_task
-        decoding = [spawn(pooled(one, index, data)) for index, data in enumerate(references)]
-        await asyncio.gather(*decoding, return_exceptions=True)  # of two errors not the earlier one is told
-        return tuple(task.result() for task in decoding)
-
-    async def submit(self, request: Request, deadline: float | None, message_bytes: int) -> tuple[Job, Accepted]:
-        """Admit a request; `deadline` in monotonic seconds, `message_bytes` what the queue has reserved for it.
-
-        Raises: Draining, QueueFull, DeadlinePassed, DeadlineUnreachable, DeadlineImpossible.
-        """
-        drawing = await self._delivery.pooled(self._engine.drawing, request)
-        usage = price.usage(request.size, request.reference_sizes, self._price, billable=True)
-        job = Job(request, drawing, load_of(self._engine, drawing), usage, deadline, message_bytes, self._committed)
-        if self.state is not State.READY:
-            raise Draining()
-        self._queue.check(job.held_bytes, self._busy_seconds, message_bytes)
-        wait = self._admitted(job)
-        accepted = Accepted(
-            seed=request.seed,
-            size=request.size,
-            steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            model=self._engine.facts.name,
-            reference_sizes=request.reference_sizes,
-            prompt_tokens=min(drawing.prompt.count, self._engine.facts.prompt_tokens_max),
-            prompt_truncated=drawing.prompt.is_truncated,
-            estimated_wait=wait,
-            estimated_duration=self._outlook.remaining(job),
-            estimated_usage=price.usage(request.size, request.reference_sizes, self._price, billable=False),
-        )
-        self._jobs.add(job)
-        self._outlook.turns.come(request.caller)
-        if deadline is not None:
-            passed = DeadlinePassed("the deadline passed before the image was finished")
-            job.expiry = self._loop.call_later(deadline - time.monotonic(), job.fail, passed)
-        self._queue.put(job)
-        self._metrics.queue_depth.labels(request.priority.value).inc()
-        self._positions.soon()
-        return job, accepted
-
-    def _admitted(self, job: Job) -> float:
-        """The predicted wait of a job. Raises where its deadline cannot be met, or would make another one missed."""
-        now, mine, cost = time.monotonic(), self._outlook.claim(job), self._outlook.cost
-        claims = [self._outlook.claim(other) for other in self._queue.jobs() if not other.is_gone]
-        wait = admission.wait(claims, mine.standing, now, is_overlapping=self._is_overlapping)
-        if job.deadline is None:
-            return wait
-        left = job.deadline - now
+    def _check_deadline(self, work: Work, deadline: float, claims: list[admission.Claim], now: float) -> None:
+        left = deadline - now
         if left <= 0:
             raise DeadlinePassed("the deadline had passed when the request could be admitted")
-        if self._config.deadline_admission and cost.is_calibrated:
-            idle = cost.idle(job.load, job.drawing.total_steps)
-            if idle > left:
-                raise DeadlineImpossible(f"{left:.3f} s are left, an idle server needs {idle:.3f} s")
-            late = admission.lateness(claims, mine, now, is_overlapping=self._is_overlapping)
-            if claims and late > 0:  # with nobody before it the idle server's time decides
-                said = f"{left:.3f} s are left; with what is admitted that would be {late:.3f} s late"
-                raise DeadlineUnreachable(said, retry_seconds=max(1.0, late))
-        return wait
+        if not (self._config.deadline_admission and self._forecast.cost.is_calibrated):
+            return
+        idle = self._forecast.idle(work)
+        if idle > left:
+            raise DeadlineImpossible(f"{left:.3f} s are left, an idle server needs {idle:.3f} s")
+        if not claims:  # with nobody before it the idle server's time decides
+            return
+        mine, safety = self._forecast.claim(work), self._safety.factor
+        late = admission.lateness(claims, mine, now, is_overlapping=self._is_overlapping, safety=safety)
+        if late > 0:
+            said = f"{left:.3f} s are left; with what is admitted that would be {late:.3f} s late"
+            raise DeadlineUnreachable(said, retry_seconds=max(1.0, late))
 
-    def leave(self, job: Job) -> Stage:
-        """The job's stream has ended, however: forget it. Returns the stage it was in."""
-        stage = job.leave()
-        self._jobs.discard(job)
-        if all(other.request.caller != job.request.caller for other in self._jobs):
-            self._outlook.turns.go(job.request.caller)
-        self._delivery.forget(job)
-        self._queue.remove(job)
-        if stage is Stage.WAITING:
-            self._metrics.queue_depth.labels(job.request.priority.value).dec()
-        else:
-            self._metrics.running_requests.dec()
-        if job.first_preview is not None:
-            seconds = job.first_preview - job.submitted
-            self._metrics.time_to_first_preview_seconds.labels(job.request.operation.value).observe(seconds)
-        self._positions.soon()
-        if not self._jobs:
-            self._idle.set()
-        return stage
+    def _wait_of(self, work: Work, claims: list[admission.Claim], now: float) -> float:
+        mine = self._forecast.claim(work).standing
+        return admission.wait(claims, mine, now, is_overlapping=self._is_overlapping)
 
-    async def drain(self, grace_seconds: float) -> None:
-        """Refuse new requests, let the admitted ones finish for `grace_seconds`, end the rest with DRAINING, stop."""
-        if self.state is not State.DEAD:
-            self._become(State.DRAINING)
-        self._idle.clear()
-        if self._jobs:
-            try:
-                await asyncio.wait_for(self._idle.wait(), grace_seconds)
-            except TimeoutError:
-                log.warning("grace period over", unfinished=len(self._jobs))
-                for job in list(self._jobs):
-                    job.fail(Draining())
+    def cancel(self, work: Work, error: KleinError | None = None) -> None:
+        """It fails with this error, without one with Cancelled: now, where no thread has it, else at the next boundary.
+
+        Nothing happens where it has ended.
+        """
+        work.gone_for = error
+        if self._queue.let_go(work):
+            self._ending.gone(work)
+
+    def change(self, work: Work, deadline: float | None, priority: Priority) -> None:
+        """Its deadline and its priority are these from now on."""
+        work.deadline, work.priority = deadline, priority
+        work.touch()
+        self._queue.ring(*Loop)
+
+    def remaining(self, work: Work) -> float:
+        """Seconds until its image, were it alone from now on."""
+        return self._forecast.remaining(work)
+
+    def encoded(self, work: Work, seconds: float) -> None:
+        """Its image was encoded in so many seconds, elsewhere: to be foreseen from now on."""
+        error = self._forecast.observe("encode", work.request.size.pixels / MEGAPIXEL, seconds)
+        self._metrics.ran("encode", seconds, error)
+
+    @property
+    def waiting(self) -> int:
+        """Works that have had no step."""
+        return self._queue.waiting
+
+    @property
+    def running(self) -> int:
+        return self._queue.running
+
+    @property
+    def busy_seconds(self) -> float:
+        """Predicted seconds until everything that is here is done."""
+        if self._counted_epoch != self._forecast.epoch:
+            self._counted_epoch = self._forecast.epoch
+            self._queue.recount()
+        return admission.spend([self._queue.total], is_overlapping=self._is_overlapping)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Predicted seconds that a STANDARD request of the default size would wait now; looked at once a second."""
+        now = self._clock()
+        if now >= self._wait_until:
+            claims = [self._forecast.claim(work) for work in self._queue.works() if not work.is_gone]
+            work = self._work(self._typical, None, Priority.STANDARD)
+            self._turns.go(ANONYMOUS.name)
+            self._wait, self._wait_until = self._wait_of(work, claims, now), now + _WAIT_SECONDS
+        return self._wait
+
+    def positions(self) -> list[Place]:
+        """Of the waiting works, those to be told their position now; to be asked about every 0.5 s."""
+        now, works = self._clock(), [work for work in self._queue.works() if not work.is_gone]
+        places: list[Place] = []
+        before = Share(0.0, 0.0)
+        if any(work.started is None for work in works):
+            for work in self._forecast.order(works, now):
+                if work.started is None:
+                    wait = admission.spend([before], is_overlapping=self._is_overlapping)
+                    places.append(Place(work, len(places), wait))
+                before += self._forecast.claim(work).share
+        return self._positions.due(places, now)
+
+    def close(self, seconds: float = 5.0) -> bool:
+        """End the threads at the next boundary; what is left fails with Draining.
+
+        Waits so long at most, never for a thread that hangs. Whether all have ended.
+        """
+        until = time.monotonic() + seconds
         self._queue.close()
-        for worker in self._workers:
-            await self._loop.run_in_executor(None, worker.join)
-        if self._reminder is not None:
-            self._reminder.cancel()
-        self._delivery.close()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        ended = [worker.join(max(0.0, until - time.monotonic())) for worker in self._workers]
+        self._fail_all(lambda work: Draining())
+        return all(ended)
 
-    def _committed(self, job: Job) -> None:
-        self._metrics.billable(job.request.operation, job.usage)
-
-    def _started(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.stage is Stage.WAITING:
-                job.start()
-                self._metrics.queue_depth.labels(job.request.priority.value).dec()
-                self._metrics.running_requests.inc()
-                self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
-        self._positions.soon()
-
-    async def _remind(self) -> None:
-        while True:
-            await asyncio.sleep(_REMINDER_SECONDS)
-            self._positions.soon()
-            for job in self._jobs:
-                job.remind(self._outlook.remaining(job), _PROGRESS_EVERY_SECONDS)
-
-    def _picture(self, job: Job, picture: Picture) -> None:
-        self._delivery.picture(job, picture, self._outlook.cost)
+    def _ended(self, work: Work, error: KleinError | None) -> None:
+        if work.deadline is None:
+            return
+        if error is None:
+            encoding = self._forecast.cost.lines["encode"].seconds(work.demand.output_megapixels)
+            self._safety.observe(is_met=self._clock() + encoding <= work.deadline)
+        elif isinstance(error, DeadlinePassed):
+            self._safety.observe(is_met=False)
 
     def _died(self, error: BaseException) -> None:
-        """The accelerator is lost: every job ends, health says so, and the process exits for a new one to start."""
-        for job in list(self._jobs):
-            job.fail(Internal(f"the accelerator failed, request {job.request.request_id}"))
-        self._become(State.DEAD)
+        """The accelerator is lost, or a thread hangs or has a defect: whatever is here fails."""
+        if self._is_dead:
+            return
+        self._is_dead = True
+        self._queue.close()
+        self._fail_all(lambda work: Internal(f"the accelerator failed, request {work.request.request_id}"))
+        self._outbox.died(error)
+
+    def _fail_all(self, error: Callable[[Work], KleinError]) -> None:
+        for work in self._queue.works():
+            self._ending.failed(work, error(work))

@@ -1,61 +1,144 @@
 """The steps: at every boundary the policy picks who shares the next one. Never waits for a reader or a codec."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from kleinserve.core import Preview, PreviewFormat, Progress
-from kleinserve.engine.engine import Engine
+from kleinserve.core import Pixels, Preview, Progress
 from kleinserve.metrics import Metrics
-from kleinserve.scheduler.job import Job, Stage
-from kleinserve.scheduler.outlook import Outlook
-from kleinserve.scheduler.worker import Hands, together
+from kleinserve.scheduler.ending import Ending, together
+from kleinserve.scheduler.engine import Engine
+from kleinserve.scheduler.forecast import Forecast
+from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.queue import Queue
+from kleinserve.scheduler.turns import Ration
+from kleinserve.scheduler.watch import Watch
+from kleinserve.scheduler.work import Need, Work
+
+_CLEAN_STEPS = 32  # after which a budget that shrank is doubled
+
+
+@dataclass
+class Budget:
+    """Tokens of one step at most; a larger work steps alone. It shrinks for want of memory and grows back."""
+
+    limit: int
+    tokens_max: int = 0
+    _clean: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens_max = self.limit
+
+    def shrink(self, tokens: int) -> None:
+        """So many tokens found no room."""
+        self._clean, self.tokens_max = 0, max(1, min(self.tokens_max, tokens * 3 // 4))
+
+    def passed(self) -> None:
+        """A step found room."""
+        self._clean += 1
+        if self._clean >= _CLEAN_STEPS and self.tokens_max < self.limit:
+            self._clean, self.tokens_max = 0, min(self.limit, 2 * self.tokens_max)
 
 
 class Stepping:
-    """What the stepping thread chooses and does. `tokens_max`: of one step; a job larger than it steps alone."""
+    """What the stepping thread does."""
 
-    def __init__(self, engine: Engine, outlook: Outlook, metrics: Metrics, hands: Hands, tokens_max: int):
-        self._engine, self._outlook, self._metrics, self._hands = engine, outlook, metrics, hands
-        self._tokens_max = tokens_max
+    def __init__(
+        self,
+        engine: Engine,
+        queue: Queue,
+        forecast: Forecast,
+        ending: Ending,
+        outbox: Outbox,
+        metrics: Metrics,
+        watch: Watch,
+        budget: Budget,
+        clock: Callable[[], float],
+    ):
+        self._engine, self._queue, self._forecast, self._ending = engine, queue, forecast, ending
+        self._outbox, self._metrics, self._watch, self._budget, self._clock = outbox, metrics, watch, budget, clock
+        self._ration = Ration()
+        metrics.step_tokens_max.set(budget.tokens_max)
 
-    def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs of the next step."""
-        ready = [job for job in jobs if job.is_begun and not job.drawing.is_denoised]
-        return self._outlook.picked(ready, time.monotonic(), self._tokens_max)
+    def turn(self) -> bool:
+        """Take one step, if there is anyone to take it; whether there was."""
+        now = self._clock()
+        ready = self._ending.expire(self._queue.ready(), now)
+        picked = self._forecast.pick(ready, now, self._budget.tokens_max, self._ration)
+        works = self._queue.hold(picked)
+        if works:
+            is_aged = self._forecast.claim(works[0]).standing.is_aged(now)
+            seconds = self._step(works, now)
+            self._ration.spend(seconds, is_aged=is_aged)
+        return bool(picked)
 
-    def step(self, jobs: list[Job]) -> None:
-        """Advance the jobs by one step, and hand out what it shows."""
-        if waiting := [job for job in jobs if job.stage is Stage.WAITING]:
-            self._hands.started(waiting)
-        tokens, is_shared = sum(job.load.tokens for job in jobs), True
+    def _step(self, works: list[Work], now: float) -> float:
+        if first := self._queue.start(works, now):
+            self._outbox.started(first)
+        is_shared, tokens = True, sum(work.demand.tokens for work in works)
 
-        def split() -> None:
+        def shrink() -> None:
             nonlocal is_shared
-            is_shared, self._tokens_max = False, min(self._tokens_max, tokens - 1)  # not the same again at every step
-            self._metrics.step_tokens_max.set(self._tokens_max)
+            if is_shared and len(works) > 1:  # of each alone none is larger than the budget was
+                is_shared = False
+                self._budget.shrink(tokens)
+                self._metrics.step_tokens_max.set(self._budget.tokens_max)
+            self._engine.release()
 
-        started = time.perf_counter()
-        step = self._engine.step
-        stepped = together(lambda some: step([job.drawing for job in some]), jobs, self._hands.failed, split)
-        seconds = time.perf_counter() - started
+        started = self._clock()
+        with self._watch.over(self._forecast.step_seconds(works)):
+            stepped = together(self._advance, works, self._ending, shrink)
+        seconds = self._clock() - started
+        self._forecast.charge(works, seconds, [work.demand.work for work in works])
+        for work in stepped:
+            work.denoise_seconds += seconds
+            work.steps_run += 1
+            work.max_step_requests = max(work.max_step_requests, len(stepped) if is_shared else 1)
         if is_shared and stepped:
-            error = self._outlook.cost.observe("step", sum(job.load.work for job in stepped), seconds)
-            self._metrics.ran("step", seconds, error)
-            self._metrics.stepped(len(stepped), sum(job.load.tokens for job in stepped))
-        self._outlook.stepped(stepped, seconds)
-        for job in stepped:
-            job.denoise_seconds += seconds
-            job.max_step_requests = max(job.max_step_requests, len(stepped) if is_shared else 1)
-            together(lambda some: self._report(some[0]), [job], self._hands.failed)
+            self._measured(stepped, seconds)
+        self._hand_out(stepped)
+        return seconds
 
-    def _report(self, job: Job) -> None:
-        drawing, wanted = job.drawing, job.request.preview
-        done, total = drawing.steps_done, drawing.total_steps
-        self._hands.progress(job, Progress(done, total, self._outlook.remaining(job)))
-        if not wanted.wants(done, total):
+    def _advance(self, works: list[Work]) -> None:
+        self._engine.step([work.render for work in works])
+
+    def _measured(self, works: list[Work], seconds: float) -> None:
+        error = self._forecast.observe("step", sum(work.demand.work for work in works), seconds)
+        self._metrics.ran("step", seconds, error)
+        self._metrics.stepped(len(works), sum(work.demand.tokens for work in works))
+        self._budget.passed()
+        self._metrics.step_tokens_max.set(self._budget.tokens_max)
+
+    def _hand_out(self, works: list[Work]) -> None:
+        """Tell what the step shows of each, then let the works go on."""
+        told = [work for work in works for _ in together(lambda some: self._report(some[0]), [work], self._ending, int)]
+        told = self._show(told)
+        for need in (Need.STEPS, Need.DECODE):
+            on = [work for work in told if work.render.is_denoised == (need is Need.DECODE)]
+            for work in self._queue.release(on, need) if on else ():
+                self._ending.gone(work)
+
+    def _report(self, work: Work) -> None:
+        if work.is_gone:
             return
-        if wanted.format is PreviewFormat.LATENT:
-            data, shape = self._engine.latent(drawing)
-            self._hands.preview(job, Preview(done, total, wanted.format, *shape, data), done)
-        else:
-            self._hands.preview(job, self._engine.preview(drawing), done)
+        render = work.render
+        work.touch()
+        progress = Progress(render.steps_done, render.total_steps, self._forecast.remaining(work))
+        self._outbox.progressed(work, progress)
+
+    def _show(self, works: list[Work]) -> list[Work]:
+        """Hand out the pictures of those that want one, made together; returns the works that can go on."""
+        wanting = [work for work in works if not work.is_gone and _wants(work)]
+        drawn: dict[Work, Callable[[], Pixels | Preview]] = {}
+
+        def draw(some: list[Work]) -> None:
+            drawn.update(zip(some, self._engine.previews([work.render for work in some]), strict=True))
+
+        shown = set(together(draw, wanting, self._ending, int))
+        for work in shown:
+            self._outbox.drew(work, drawn[work], work.render.steps_done)
+        failed = set(wanting) - shown
+        return [work for work in works if work not in failed]
+
+
+def _wants(work: Work) -> bool:
+    return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)

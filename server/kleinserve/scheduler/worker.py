@@ -1,96 +1,66 @@
-"""A thread that claims jobs, works on them and gives them back, and how a failure is kept to whom it belongs."""
+"""A thread of the engine's: what must be done on it before it serves, then turns for as long as there are any."""
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import structlog
 
-from kleinserve.core import Pixels, Preview, Progress
-from kleinserve.engine import memory
-from kleinserve.engine.alpha import Picture
-from kleinserve.errors import AcceleratorOutOfMemory, Internal, KleinError
-from kleinserve.scheduler.job import Job
-from kleinserve.scheduler.queue import Choose, Queue
+from kleinserve.scheduler.queue import Loop, Queue
 
-_RETRY_SECONDS = 5.0  # after running out of memory: time for what ran beside it to finish
+T = TypeVar("T")
+
+_LOOK_SECONDS = 1.0  # ranks change with time alone, too
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Hands:
-    """What the engine's threads hand to the event loop; each is safe to call from them and returns at once."""
+class Worker:
+    """Serves one loop. Nobody waits for it longer than asked, nor does the process when it ends."""
 
-    started: Callable[[list[Job]], None]
-    progress: Callable[[Job, Progress], None]
-    preview: Callable[[Job, Pixels | Preview, int], None]  # with its step
-    picture: Callable[[Job, Picture], None]
-    failed: Callable[[Job, KleinError], None]
-    died: Callable[[BaseException], None]
+    def __init__(self, loop: Loop, queue: Queue, died: Callable[[BaseException], None]):
+        self._loop, self._queue, self._died = loop, queue, died
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=loop.value, daemon=True)
+        self._thread.start()
 
+    def call(self, function: Callable[[], T]) -> T:
+        """What the function returns, called on this thread, which does not serve yet. Raises what it raises."""
+        future: Future[Any] = Future()
 
-class Worker(threading.Thread):
-    """Does `work` on what `choose` finds until the queue is closed.
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
 
-    A failure that leaves the device unusable ends it through `died`.
-    """
+        self._calls.put(run)
+        result: T = future.result()
+        return result
 
-    def __init__(
-        self, name: str, queue: Queue, choose: Choose, work: Callable[[list[Job]], None], died: Callable[..., None]
-    ):
-        super().__init__(name=name, daemon=True)
-        self._queue, self._choose, self._work, self._died = queue, choose, work, died
+    def serve(self, turn: Callable[[], bool]) -> None:
+        """From now on take turns, until the queue is closed."""
+        self._calls.put(lambda: self._serve(turn))
+        self._calls.put(None)
 
-    def run(self) -> None:
+    def join(self, seconds: float) -> bool:
+        """Wait until the thread has ended, for so long at most; whether it has."""
+        self._calls.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def _serve(self, turn: Callable[[], bool]) -> None:
         try:
-            while jobs := self._queue.claim(self._choose):
-                self._work(jobs)
-                self._queue.release(jobs)
-                del jobs  # while it waits it holds nobody's memory
+            while not self._queue.is_closed:
+                seen = self._queue.changes(self._loop)
+                if not turn():
+                    self._queue.sleep(self._loop, seen, _LOOK_SECONDS)
         except BaseException as error:
-            log.exception("engine died", thread=self.name)
+            log.exception("engine died", thread=self._loop.value)
             self._died(error)
-
-
-def together(
-    work: Callable[[list[Job]], object],
-    jobs: list[Job],
-    failed: Callable[[Job, KleinError], None],
-    split: Callable[[], object] = lambda: None,
-) -> list[Job]:
-    """Do `work` for all jobs at once; where that fails, for each alone, and only what fails alone is `failed`.
-
-    `split` is told when memory did not suffice for all at once.
-
-    Returns the jobs for which it succeeded. `work` must leave no trace when it fails.
-    """
-    try:
-        if jobs:
-            work(jobs)
-        return list(jobs)
-    except Exception as error:
-        if memory.is_fatal(error):
-            raise
-        if len(jobs) == 1:
-            jobs[0].is_gone = True  # at once: no thread is to try it again
-            failed(jobs[0], _answer(error, jobs[0]))
-            return []
-        ids = [job.request.request_id for job in jobs]
-        log.warning("trying alone what failed together", request_ids=ids, error=str(error)[:200])
-        if memory.is_exhausted(error):
-            split()
-    memory.release()
-    return [job for single in jobs for job in together(work, [single], failed)]
-
-
-def _answer(error: Exception, job: Job) -> KleinError:
-    if isinstance(error, KleinError):
-        return error
-    if memory.is_exhausted(error):
-        return AcceleratorOutOfMemory(
-            f"not enough accelerator memory for {job.request.size} with {len(job.request.references)} references",
-            retry_seconds=_RETRY_SECONDS,
-        )
-    log.error("request failed", request_id=job.request.request_id, exc_info=error)
-    return Internal(f"internal error, request {job.request.request_id}")

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import ipaddress
 import json
+import os
 import re
 import socket
 import threading
@@ -120,14 +121,7 @@ class Probes:
         servers = self._loop.run_until_complete(asyncio.gather(*starts))
         self._is_started.set()
         self._loop.run_forever()
-        for server in servers:
-            server.close()
-        for writer in self._open:
-            writer.transport.abort()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(_closed(servers))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -143,8 +137,8 @@ class Probes:
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
-        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass  # gone, silent, or no HTTP: nothing of ours failed
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # gone, silent, no HTTP, or we stop: nothing of ours failed
         except Exception:
             log.exception("probe failed")
         finally:
@@ -192,6 +186,19 @@ class Probes:
         if not await _on_loop(debug.loop, lambda: debug.cancel(cancelled)):
             raise _Refused(HTTPStatus.NOT_FOUND, "no such request")
         return HTTPStatus.OK, "text/plain", b"cancelled\n"
+
+
+async def _closed(servers: list[asyncio.Server]) -> None:
+    """End the servers and every connection, those just accepted too."""
+    for server in servers:
+        server.close()
+    for _ in range(3):  # turns of the loop in which what was accepted becomes a task, and what is aborted is closed
+        await asyncio.sleep(0)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0)
 
 
 def _check(debug: Debug, request: _Request) -> None:
@@ -251,7 +258,7 @@ def _listening(config: Config) -> list[socket.socket]:
                 problem = error.strerror or ""
             port = sockets[0].getsockname()[1] if sockets else port
     except OSError as error:
-        problem = error.strerror or str(error)
+        problem = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         for sock in sockets:
             sock.close()
         sockets = []

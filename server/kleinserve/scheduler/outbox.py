@@ -1,0 +1,26 @@
+"""What the engine's threads hand out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kleinserve.core import Pixels, Preview, Progress
+from kleinserve.errors import KleinError
+from kleinserve.scheduler.work import Work
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """Each is called from one of the engine's threads, or from the thread that cancels, and returns at once.
+
+    `started` is told once for every work, with its first step; `drew` what step (1-based) showed, by a
+    call that may wait for the device. The last word on
+    every work is exactly one of `decoded` (its render has its picture) and `failed`, also after a cancel. `died`: no
+    more works can be done by this process; every one has failed before.
+    """
+
+    started: Callable[[Sequence[Work]], None]
+    progressed: Callable[[Work, Progress], None]
+    drew: Callable[[Work, Callable[[], Pixels | Preview], int], None]
+    decoded: Callable[[Work], None]
+    failed: Callable[[Work, KleinError], None]
+    died: Callable[[BaseException], None]
