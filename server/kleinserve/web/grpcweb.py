@@ -1,9 +1,8 @@
-"""gRPC-Web, binary and text, as a transport of the same calls as gRPC. An ASGI endpoint.
+"""gRPC-Web, binary and text, as a transport of the same calls as gRPC.
 
 Source: PROTOCOL-WEB.md of grpc/grpc. Differs: messages are never compressed.
 """
 
-import asyncio
 import base64
 import binascii
 import re
@@ -11,150 +10,114 @@ import struct
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from starlette.types import Receive, Scope, Send
-
-from kleinserve.errors import InvalidField, KleinError, Violation
-from kleinserve.identity.authenticator import Credentials
+from kleinserve.errors import KleinError
 from kleinserve.rpc.call import Calls, ReaderGone
 from kleinserve.rpc.status import CODES, status, trailing
-from kleinserve.web.http import credentials, header_map
+from kleinserve.web.health import PATHS, Health
+from kleinserve.web.http import BodyTooLarge, Exchange
 
 BINARY, TEXT = "application/grpc-web", "application/grpc-web-text"
 _TRAILERS = 0x80
-_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\"  # of grpc-message: printable ASCII but for the percent sign
 
 
 class GrpcWeb:
     """Answers `POST /klein.v1.ImageService/Generate` and the like."""
 
-    def __init__(self, calls: Calls):
-        self._calls = calls
+    def __init__(self, calls: Calls, health: Health):
+        self._calls, self._health = calls, health
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        transport = _Transport(scope, send)
+    async def __call__(self, exchange: Exchange) -> None:
+        if not re.match(rf"{BINARY}(-text)?(\+proto)?(;|$)", exchange.metadata.get("content-type", "")):
+            await exchange.head(415, {"content-type": "text/plain"})
+            await exchange.piece(f"the content type is {BINARY} or {TEXT}\n".encode(), is_last=True)
+            return
+        answer = Answer(exchange)
+        path, config = exchange.scope["path"], self._calls.config
         try:
-            body = await transport.message(receive, self._calls.config.request_bytes_max)
+            body = await answer.message(config.request_bytes_max, config.reader_stall_seconds)
         except ReaderGone:
-            return
-        except KleinError as error:
-            await transport.refuse(error, "")
-            return
-        serving = asyncio.create_task(self._calls.serve(scope["path"], body, transport))
-        leaving = asyncio.create_task(_left(receive))
+            return exchange.connection.abort()
+        except Unusable as error:  # as gRPC's own refusals: without details
+            return await answer.end(*error.args)
+        if path in self._calls.methods:
+            await exchange.while_read(self._serve(path, body, answer))
+        elif path in PATHS:
+            await exchange.while_read(self._health.serve(path, body, answer))
+        else:
+            await answer.end("UNIMPLEMENTED", "Method not found!")
+
+    async def _serve(self, path: str, body: bytes, answer: "Answer") -> None:
+        await self._calls.serve(path, body, answer)
+        await answer.end("OK")
+
+
+class Unusable(Exception):
+    """A request that is no message: a status code's name, and why."""
+
+
+class Answer:
+    """One RPC's answer, a transport of calls. Its headers wait for the first message: a refusal is headers alone."""
+
+    def __init__(self, exchange: Exchange):
+        self._exchange = exchange
+        self.peer, self.metadata, self.credentials = exchange.peer, exchange.metadata, exchange.credentials
+        self.seconds_left = exchange.seconds_left
+        self._is_text = self.metadata["content-type"].startswith(TEXT)
+        self._initial: Mapping[str, str] = {}
+
+    async def message(self, bytes_max: int, patience_seconds: float) -> bytes:
+        """The one message of the request. Raises: Unusable; ReaderGone."""
         try:
-            await asyncio.wait((serving, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():  # an aborted fetch, a closed tab
-                serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
-            if serving.cancelled() or serving.exception() is not None:
-                return
-            await transport.finish()
-        finally:
-            leaving.cancel()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-class _Transport:
-    """One HTTP exchange. Its answer's headers wait for the first message, so that a refusal can be all headers."""
-
-    def __init__(self, scope: Scope, send: Send):
-        self._scope, self._send = scope, send
-        self._metadata = header_map(scope)
-        self._is_text = self._metadata.get("content-type", "").startswith(TEXT)
-        self._is_begun = self._is_ended = False
-        self._initial: dict[str, str] = {}
-
-    @property
-    def peer(self) -> str:
-        host, port = self._scope.get("client") or ("", 0)
-        return f"{host}:{port}"
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._metadata
-
-    @property
-    def credentials(self) -> Credentials:
-        return credentials(self._scope)
-
-    def seconds_left(self) -> float | None:
-        match = re.fullmatch(r"(\d{1,8})([HMSmun])", self._metadata.get("grpc-timeout", ""))
-        return float(match[1]) * _UNITS[match[2]] if match else None
-
-    async def message(self, receive: Receive, bytes_max: int) -> bytes:
-        """The one message of the request. Raises: InvalidField, RequestTooLarge; ReaderGone."""
-        limit = (bytes_max + 5) * 4 // 3 + 8 if self._is_text else bytes_max + 5
-        body = bytearray()
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                raise ReaderGone
-            body += event.get("body", b"")
-            if len(body) > limit:
-                raise InvalidField(Violation("request", f"over {bytes_max} bytes; at most {bytes_max}"))
-            if not event.get("more_body", False):
-                return self._unframed(bytes(body))
-
-    def _unframed(self, body: bytes) -> bytes:
-        try:
+            body = await self._exchange.body(self._sent(bytes_max + 5), patience_seconds)
             framed = base64.b64decode(body, validate=True) if self._is_text else body
             flags, length = struct.unpack_from(">BI", framed)
+        except BodyTooLarge:
+            raise Unusable("RESOURCE_EXHAUSTED", f"Received message larger than max ({bytes_max})") from None
         except (binascii.Error, struct.error):
-            raise InvalidField(Violation("request", "no gRPC-Web frame; one message is required")) from None
-        if flags or len(framed) != 5 + length:
-            said = f"{len(framed)} bytes with flags {flags}; one uncompressed message of {length} bytes is announced"
-            raise InvalidField(Violation("request", said))
-        return framed[5:]
+            raise Unusable("INTERNAL", "no gRPC-Web frame; one message is required") from None
+        if flags:
+            raise Unusable("UNIMPLEMENTED", f"frame flags {flags:#04x}; one uncompressed message is taken")
+        if len(framed) != 5 + length:
+            raise Unusable("INTERNAL", f"a frame of {length} bytes in a body of {len(framed)}; one message is required")
+        return bytes(memoryview(framed)[5:])
+
+    def _sent(self, bytes_max: int) -> int:
+        """How many bytes they are in this encoding."""
+        return -(-bytes_max // 3) * 4 if self._is_text else bytes_max
 
     async def begin(self, metadata: Mapping[str, str]) -> None:
-        self._initial = dict(metadata)
-        await self._headers({})
+        self._initial = metadata
+        await self._head({})
 
     async def write(self, message: bytes) -> None:
-        if not self._is_begun:
-            await self._headers({})
+        if not self._exchange.is_begun:
+            await self._head({})
         await self._frame(0, message)
-
-    async def finish(self) -> None:
-        """End with OK, unless it was refused."""
-        if not self._is_ended:
-            await self._end({"grpc-status": "0", "grpc-message": ""})
 
     async def refuse(self, error: KleinError, request_id: str) -> None:
         made = status(error, request_id)
         details = base64.b64encode(made.SerializeToString()).rstrip(b"=").decode()
-        sent = {
-            "grpc-status": str(CODES[error.status]),
-            "grpc-message": quote(made.message, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\"),
-            "grpc-status-details-bin": details,
-        }
-        await self._end(sent | dict(trailing(error, request_id)))
+        more = {"grpc-status-details-bin": details} | dict(trailing(error, request_id))
+        await self.end(error.status, made.message, more)
 
-    async def _end(self, trailers: dict[str, str]) -> None:
-        self._is_ended = True
-        if not self._is_begun:  # in the headers where there is no body
-            await self._headers(trailers)
+    async def end(self, code: str, message: str = "", more: Mapping[str, str] | None = None) -> None:
+        """End with this status, unless it has ended; a slow reader is not waited for."""
+        if self._exchange.is_ended:
+            return
+        trailers = {"grpc-status": str(CODES[code]), "grpc-message": quote(message, safe=_SAFE)} | dict(more or {})
+        self._exchange.connection.hurry()
+        if not self._exchange.is_begun:  # in the headers where there is no body
+            await self._head(trailers)
         else:
             text = "".join(f"{key}:{value}\r\n" for key, value in trailers.items())
             await self._frame(_TRAILERS, text.encode())
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._exchange.piece(b"", is_last=True)
 
-    async def _headers(self, more: Mapping[str, str]) -> None:
-        self._is_begun = True
+    async def _head(self, more: Mapping[str, str]) -> None:
         kind = TEXT if self._is_text else BINARY
-        sent = {"content-type": f"{kind}+proto", "cache-control": "no-store", **self._initial, **more}
-        headers = [(key.encode(), value.encode()) for key, value in sent.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._exchange.head(200, {"content-type": f"{kind}+proto", "cache-control": "no-store"} | {**self._initial, **more})
 
     async def _frame(self, flags: int, data: bytes) -> None:
-        """Returns when the connection has room for more: uvicorn waits where the reader is slow."""
         framed = struct.pack(">BI", flags, len(data)) + data
-        body = base64.b64encode(framed) if self._is_text else framed
-        try:
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        except OSError:
-            raise ReaderGone from None
+        await self._exchange.piece(base64.b64encode(framed) if self._is_text else framed)

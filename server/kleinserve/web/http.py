@@ -1,6 +1,9 @@
-"""What a web request says of itself: headers, who calls, and where it comes from. Knows no endpoint."""
+"""One HTTP request and its answer, and which requests are let in. Knows no endpoint."""
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from starlette.middleware.cors import CORSMiddleware
@@ -8,16 +11,113 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kleinserve.identity.authenticator import Credentials
+from kleinserve.rpc.call import ReaderGone
 
-NAMES = "kleinserve.names"  # where the server puts a verified certificate's names in a request's state
-ALLOWED_HEADERS = (
-    "authorization content-type grpc-timeout idempotency-key klein-idempotency-key traceparent x-grpc-web x-user-agent"
-)
+CONNECTION = "kleinserve.connection"  # where the server puts a request's connection in its state
 EXPOSED_HEADERS = (
     *("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-retry-pushback-ms"),
     *("klein-request-id", "retry-after", "x-should-retry"),
 )
 LOCAL = ("localhost", "127.0.0.1", "::1")
+_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+
+class Connection(Protocol):
+    """What the server knows of a request's connection. `names`: its verified certificate's."""
+
+    names: tuple[str, ...]
+
+    def hurry(self) -> None:
+        """Take what is sent from now on without waiting for the reader."""
+        ...
+
+    def abort(self) -> None:
+        """Cut it, with what was not read."""
+        ...
+
+
+class BodyTooLarge(Exception):
+    """The request's body is larger than what is taken."""
+
+
+class Exchange:
+    """One HTTP request and its answer: what a transport of calls knows of both. Metadata keys are lower case."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send):
+        self.scope, self._receive, self._send = scope, receive, send
+        self.is_begun = self.is_ended = False
+        self.metadata: Mapping[str, str] = header_map(scope)
+
+    @property
+    def connection(self) -> Connection:
+        connection: Connection = self.scope["state"][CONNECTION]
+        return connection
+
+    @property
+    def peer(self) -> str:
+        host, port = self.scope.get("client") or ("", 0)
+        return f"{host}:{port}"
+
+    @property
+    def credentials(self) -> Credentials:
+        headers = self.scope["headers"]
+        tokens = tuple(value.decode("latin-1") for key, value in headers if key.lower() == b"authorization")
+        return Credentials(tokens, self.connection.names)
+
+    def seconds_left(self) -> float | None:
+        """Of the header that gRPC has for it."""
+        match = re.fullmatch(r"(\d{1,8})([HMSmun])", self.metadata.get("grpc-timeout", ""))
+        return float(match[1]) * _UNITS[match[2]] if match else None
+
+    async def body(self, bytes_max: int, patience_seconds: float) -> bytearray:
+        """The request's body. Raises: BodyTooLarge; ReaderGone, also when nothing comes for so long."""
+        body = bytearray()
+        while True:
+            try:
+                async with asyncio.timeout(patience_seconds):
+                    event = await self._receive()
+            except TimeoutError:
+                raise ReaderGone from None
+            if event["type"] == "http.disconnect":
+                raise ReaderGone
+            body += event.get("body", b"")
+            if len(body) > bytes_max:
+                raise BodyTooLarge
+            if not event.get("more_body", False):
+                return body
+
+    async def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send the answer's status and headers."""
+        self.is_begun = True
+        given = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": given})
+
+    async def piece(self, data: bytes, *, is_last: bool = False) -> None:
+        """Send a piece of the answer, once the reader has taken most of those before it. Raises: ReaderGone."""
+        try:
+            await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        except OSError:
+            raise ReaderGone from None
+        self.is_ended = self.is_ended or is_last
+
+    async def while_read(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work; cancel it when the reader goes: an aborted fetch, a closed tab. Cuts what is then not ended."""
+        working = asyncio.create_task(work)
+        leaving = asyncio.create_task(self._left())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            working.cancel()
+            await asyncio.wait((working,))
+        if not self.is_ended:
+            self.connection.abort()
+        if not working.cancelled() and (error := working.exception()) is not None:
+            raise error
+
+    async def _left(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
 def header_map(scope: Scope) -> Mapping[str, str]:
@@ -25,45 +125,54 @@ def header_map(scope: Scope) -> Mapping[str, str]:
     return {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
 
 
-def credentials(scope: Scope) -> Credentials:
-    """What the connection and the request say of who calls."""
-    tokens = tuple(value.decode("latin-1") for key, value in scope["headers"] if key.lower() == b"authorization")
-    return Credentials(tokens, scope.get("state", {}).get(NAMES, ()))
-
-
 class Gate:
     """Lets in what comes from the page's own origin or a listed one, and answers the listed ones' preflights.
 
     Another `Origin` is 403 before any work. Where everyone is anonymous a page of a stranger could still reach us by a
-    name that it points here: a `Host` that is neither ours, localhost nor listed is 421.
+    name that it points here: a `Host` that is neither the address, localhost nor listed is 421.
     """
 
-    def __init__(self, app: ASGIApp, origins: Iterable[str], host: str, knows_callers: Callable[[], bool]):
-        self._origins, self._host, self._knows_callers = frozenset(origins), host, knows_callers
+    def __init__(self, app: ASGIApp, origins: Iterable[str], host: str, *, knows_callers: bool):
+        self._origins, self._host, self._knows_callers = frozenset(origins), host.lower(), knows_callers
         self._app = CORSMiddleware(
             app,
             allow_origins=list(self._origins),
             allow_methods=["GET", "POST"],
-            allow_headers=ALLOWED_HEADERS.split(),
+            allow_headers=["*"],  # no header gives a listed page more than its token does
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers = header_map(scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         own = f"{scope['scheme']}://{host}"
-        if not self._knows_callers() and not self._is_ours(host):
-            await PlainTextResponse("this host is not served here\n", 421)(scope, receive, send)
+        app: ASGIApp = self._app
+        if not (self._knows_callers or self._is_ours(host, scope)):
+            app = PlainTextResponse("this host is not served here\n", 421)
         elif origin is not None and origin != own and origin not in self._origins:
-            await PlainTextResponse("this origin may not call here\n", 403)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            app = PlainTextResponse("this origin may not call here\n", 403)
+        await app(scope, receive, send)
 
-    def _is_ours(self, host: str) -> bool:
-        name = urlsplit(f"//{host}").hostname or ""
+    def _is_ours(self, host: str, scope: Scope) -> bool:
+        """Whether it is the address that the connection came to, or a name of it."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
         listed = {urlsplit(origin).hostname for origin in self._origins}
-        return name in LOCAL or name == self._host.strip("[]") or name in listed
+        address = (scope.get("server") or ("", 0))[0]
+        return name in (*LOCAL, self._host, address) or name in listed
+
+
+Endpoint = Callable[[Exchange], Coroutine[Any, Any, None]]
+
+
+class Served:
+    """An endpoint as an ASGI application."""
+
+    def __init__(self, endpoint: Endpoint):
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoint(Exchange(scope, receive, send))

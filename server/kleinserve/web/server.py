@@ -2,44 +2,48 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from kleinserve.config import Config
 from kleinserve.errors import BadConfig
 from kleinserve.identity.names import names_of_peer_certificate
-from kleinserve.web.http import NAMES
+from kleinserve.web.http import CONNECTION
+
+IDLE_SECONDS = 75  # a connection without a request, or with an answer that nobody reads on, ends after this
 
 
 class WebServer:
-    """Listens from `start` on. Raises: BadConfig, one line with the address."""
+    """Listens from `start` on."""
 
     def __init__(self, app: ASGIApp, config: Config, tls: ssl.SSLContext | None):
         self._config = config
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_Known,
+                http=partial(_Connection, config.keepalive_seconds, config.keepalive_timeout_seconds),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=IDLE_SECONDS,
                 ssl_context_factory=None if tls is None else lambda *_: tls,
             )
         )
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
-        """Listen; returns the port."""
+        """Listen; returns the port. Raises: BadConfig, one line with the address."""
         assert self._config.web_port is not None
         listening = _listening(self._config.host, self._config.web_port)
         self._task = asyncio.create_task(self._server.serve([listening]))
@@ -48,7 +52,7 @@ class WebServer:
         return int(listening.getsockname()[1])
 
     async def stop(self, grace_seconds: float) -> None:
-        """Take no new connections, let running answers end for so long."""
+        """Take no new connections, let running answers end for so long, then cut them."""
         self._server.should_exit = True
         self._server.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
         if self._task is not None:
@@ -58,7 +62,7 @@ class WebServer:
 def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=host == "::")
     except OSError as error:
         raise BadConfig(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
@@ -70,10 +74,43 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Known(H11Protocol):
-    """Puts the names of the client's certificate where requests find them."""
+class _Connection(H11Protocol):
+    """A connection as requests find it in their state (http.Connection)."""
+
+    def __init__(self, keepalive_seconds: float, timeout_seconds: float, *arguments: Any, **more: Any):
+        super().__init__(*arguments, **more)
+        self._keepalive_seconds, self._timeout_seconds = keepalive_seconds, timeout_seconds
+        self.names: tuple[str, ...] = ()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        names = names_of_peer_certificate(transport.get_extra_info("peercert"))
-        self.app_state = {**self.app_state, NAMES: names}
+        self.names = names_of_peer_certificate(transport.get_extra_info("peercert"))
+        self.app_state = {**self.app_state, CONNECTION: self}
+        self.loop.call_later(IDLE_SECONDS, self._cut, None)
+        if self._keepalive_seconds:
+            _ask_whether_it_lives(transport.get_extra_info("socket"), self._keepalive_seconds, self._timeout_seconds)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.loop.call_later(IDLE_SECONDS, self._cut, self.cycle)
+
+    def hurry(self) -> None:
+        self.flow.resume_writing()
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def _cut(self, last: RequestResponseCycle | None) -> None:
+        """Nothing was asked since `last`, and its answer is not read, or no request ever came."""
+        if self.cycle is last and (last is None or self.transport.get_write_buffer_size()):
+            self.transport.abort()
+
+
+def _ask_whether_it_lives(connected: socket.socket, after_seconds: float, timeout_seconds: float) -> None:
+    """A peer that vanished without a word is noticed, as with gRPC."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (("TCP_KEEPIDLE", after_seconds), ("TCP_KEEPINTVL", timeout_seconds)):
+        if hasattr(socket, option):  # not everywhere
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), max(1, math.ceil(seconds)))
+    if hasattr(socket, "TCP_KEEPCNT"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 1)
