@@ -20,6 +20,7 @@ from kleinserve.scheduler.work import Need, Work
 
 _OPEN_MAX = 3  # units at once: each holds its part of the device's memory
 _SHORT = 0.5  # of the unit at hand: what takes longer does not go before it
+_LONGEST = 0.25  # of a unit: the piece of it that takes longest, by measurement a fifth of a decode
 _LOOK_SECONDS = 0.05  # after which the ranks are looked at again, though nobody came
 _DONE = object()
 
@@ -139,6 +140,8 @@ class Aside:
     def _advance(self, unit: Unit, now: float) -> None:
         is_aged = self._forecast.claim(unit.works[0]).standing.is_aged(now)
         started, is_done = self._clock(), False
+        for work in unit.works:
+            work.busy_until = started + _LONGEST * unit.predicted
         failure: Exception | None = None
         try:
             with self._watch.over(unit.predicted):
