@@ -21,7 +21,7 @@ class Need(Enum):
     SECOND = "second"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Work:
     """One request on its way through the engine. Whoever holds it changes it; `is_gone` and the deadline, anyone.
 
