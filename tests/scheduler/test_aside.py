@@ -1,4 +1,4 @@
-"""What the loop beside the steps does first, piece by piece."""
+"""What the loop beside the steps does first, piece by piece. Covers unit.py too."""
 
 from collections.abc import Sequence
 

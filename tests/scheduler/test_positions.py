@@ -21,7 +21,7 @@ def test_everyone_hears_once_and_then_of_changes() -> None:
 
 def test_who_starts_within_a_moment_hears_nothing() -> None:
     """A work that came just now may start before its position is told."""
-    (work,) = [Stage().work()]
+    work = Stage().work()
     positions = Positions()
     assert positions.due(places([work]), 0.019) == []
     assert positions.due(places([work]), 0.021) == places([work])
@@ -29,7 +29,8 @@ def test_who_starts_within_a_moment_hears_nothing() -> None:
 
 def test_of_many_changes_sixteen_are_told_at_once_and_nobody_waits_longer_than_five_seconds() -> None:
     """The queue moves at every look: the first sixteen hear each time, the others every five seconds."""
-    works = [Stage().work() for _ in range(300)]
+    stage = Stage()
+    works = [stage.work() for _ in range(300)]
     positions, told = Positions(), dict.fromkeys(works, 1.0)
     positions.due(places(works), 1.0)
     now, waiting = 1.0, works

@@ -1,4 +1,4 @@
-"""Admission, cancel, change, sums, the threads and their end. The engine is scripted, threads are real below."""
+"""Admission, cancel, change, sums, threads and their end, on a scripted engine. Covers outbox.py and engine.py too."""
 
 import threading
 import time
