@@ -251,7 +251,7 @@ def _backend(config: Config, metrics: Metrics) -> "Backend":
     from kleinserve.engine import checkpoint
     from kleinserve.engine.engine import Engine
 
-    engine = Engine(checkpoint.find(config.model), config)
+    engine = Engine(checkpoint.find(config.model, config.revision, config.vae), config)
     log.info("loaded", **config.shown(), memory_chosen=engine.plan.reason)
     for kind in ("used", "peak", "total"):
         metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_bytes, engine, kind))

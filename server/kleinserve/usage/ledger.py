@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kleinserve.core import Operation, UsageRecord
-from kleinserve.errors import NotImplementedHere
+from kleinserve.errors import BadConfig, NotImplementedHere
 
 
-class BadLedger(Exception):
+class BadLedger(BadConfig):
     """The database given to `--ledger` cannot be used: one line for the operator, exit code 2."""
 
 

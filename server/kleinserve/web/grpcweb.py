@@ -31,7 +31,7 @@ class GrpcWeb:
         if not re.match(rf"{BINARY}(-text)?(\+proto)?(;|$)", exchange.metadata.get("content-type", "")):
             await exchange.head(415, {"content-type": "text/plain"})
             await exchange.piece(f"the content type is {BINARY} or {TEXT}\n".encode(), is_last=True)
-            return
+            return None
         answer = Answer(exchange)
         path, config = exchange.scope["path"], self._calls.config
         try:
@@ -116,7 +116,9 @@ class Answer:
 
     async def _head(self, more: Mapping[str, str]) -> None:
         kind = TEXT if self._is_text else BINARY
-        await self._exchange.head(200, {"content-type": f"{kind}+proto", "cache-control": "no-store"} | {**self._initial, **more})
+        await self._exchange.head(
+            200, {"content-type": f"{kind}+proto", "cache-control": "no-store"} | {**self._initial, **more}
+        )
 
     async def _frame(self, flags: int, data: bytes) -> None:
         framed = struct.pack(">BI", flags, len(data)) + data
