@@ -6,6 +6,7 @@ python -m tests.usage.load URL
 import asyncio
 import sys
 
+import structlog
 from kleinserve.usage.sql import SqlLedger
 
 from tests.usage.some import record
@@ -26,4 +27,5 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(main(sys.argv[1]))

@@ -1,5 +1,9 @@
 """A ledger's schema: made where there is none, brought up to date where that is safe, refused where it is not."""
 
+import asyncio
+from pathlib import Path
+
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -9,6 +13,7 @@ from kleinserve.usage.schema import METADATA
 from kleinserve.usage.sql import SqlLedger
 from sqlalchemy import text
 
+from tests.usage.postgres import Postgres
 from tests.usage.some import rows
 
 
@@ -45,3 +50,41 @@ async def test_a_newer_schema_is_refused(url: str) -> None:
     for use in (SqlLedger, commands.migrate, lambda url: commands.export(url, "", follow=False)):
         with pytest.raises(BadLedger, match="--ledger: the database has the schema 9999, of a newer kleinserve"):
             use(url)
+
+
+def make_older(url: str) -> None:
+    """The database as the first version made it."""
+    engine = database.connect(database.location(url), 30.0, "write")
+    with engine.begin() as connection:
+        alembic.command.upgrade(database.alembic_config(connection), "0001")
+    engine.dispose()
+
+
+async def test_an_older_file_is_migrated_at_start(tmp_path: Path) -> None:
+    """A SQLite file of an older version has the present schema, and its records, once a server has opened it."""
+    url = f"sqlite:///{tmp_path}/usage.db"
+    make_older(url)
+    await SqlLedger(url).close()
+    assert rows(url, "SELECT count(*) FROM job") == [(0,)]
+
+
+async def test_an_older_postgresql_is_migrated_by_command(
+    postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A PostgreSQL of an older version is refused with the command to run, and accepted after it."""
+    url = postgres.database()
+    make_older(url)
+    for use in (SqlLedger, lambda url: commands.export(url, "", follow=False)):
+        with pytest.raises(BadLedger, match=r"--ledger: .* older than this version: run `kleinserve usage migrate`"):
+            use(url)
+    assert commands.migrate(url) == 0
+    assert "has this version's schema" in capsys.readouterr().out
+    await SqlLedger(url).close()
+
+
+async def test_servers_that_start_together_make_one_schema(postgres: Postgres) -> None:
+    """Several servers that open an empty PostgreSQL at once all succeed."""
+    url = postgres.database()
+    ledgers = await asyncio.gather(*(asyncio.to_thread(SqlLedger, url) for _ in range(4)))
+    for ledger in ledgers:
+        await ledger.close()

@@ -189,7 +189,7 @@ async def test_nothing_is_skipped_when_transactions_overlap(postgres: Postgres) 
 
 
 def started(command: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def loading(url: str) -> "subprocess.Popen[str]":

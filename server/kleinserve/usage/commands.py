@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sqlalchemy import URL, Engine, RowMapping
 from sqlalchemy.exc import SQLAlchemyError
 
-from kleinserve.usage import database, records
+from kleinserve.usage import database, records, sql_keys
 from kleinserve.usage.ledger import BadLedger
 from kleinserve.usage.schema import RECORD
 
@@ -92,7 +92,7 @@ def _time(microseconds: int) -> str:
 
 
 def prune(ledger: str, before: str) -> int:
-    """Delete the records that ended before the day `before` (YYYY-MM-DD, UTC). A server may be running.
+    """Delete the records, and forget the keys, of before the day `before` (YYYY-MM-DD, UTC). A server may be running.
 
     Totals of whole hours stay exact for ever; a bound within an hour of that time means the beginning of the hour.
     """
@@ -104,7 +104,8 @@ def prune(ledger: str, before: str) -> int:
         raise BadLedger(f"--before: {before} lies in the future")
     microseconds = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1_000_000
     with _opened(ledger, "write") as engine:
-        print(f"pruned {records.prune(engine, microseconds)} records that ended before {day}")
+        keys = sql_keys.prune(engine, microseconds)
+        print(f"pruned {records.prune(engine, microseconds)} records and {keys} keys of before {day}")
     return 0
 
 

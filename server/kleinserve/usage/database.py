@@ -110,7 +110,8 @@ def _postgresql(url: URL, timeout_seconds: float, use: Literal["write", "read"])
     )
 
 
-def _alembic(connection: Connection | None = None) -> alembic.config.Config:
+def alembic_config(connection: Connection | None = None) -> alembic.config.Config:
+    """Where Alembic finds the migrations, and the connection that it runs them on."""
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -123,12 +124,12 @@ def migrate(engine: Engine) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         if _age(connection) != "current":
-            alembic.command.upgrade(_alembic(connection), "head")
+            alembic.command.upgrade(alembic_config(connection), "head")
 
 
 def _age(connection: Connection) -> Literal["empty", "older", "current"]:
     revision = MigrationContext.configure(connection).get_current_revision()
-    scripts = ScriptDirectory.from_config(_alembic())
+    scripts = ScriptDirectory.from_config(alembic_config())
     if revision is None:
         return "empty"
     if revision not in {script.revision for script in scripts.walk_revisions()}:

@@ -8,6 +8,7 @@ keeps two servers from waiting for one another's rows in circles. It costs littl
 
 import functools
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -44,9 +45,19 @@ _AMOUNTS = ("requests", "images", "output_megapixels", "reference_megapixels", "
 
 
 def in_turn(connection: Connection) -> None:
-    """Begin to write: on PostgreSQL, when the transactions of all other servers have committed."""
+    """Begin to write: on PostgreSQL, when the transactions of all other servers have committed. Notes the time."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({WRITE_LOCK})"))
+        connection.info["now"] = int(connection.execute(_TURN).one()[1])
+    else:
+        connection.info["now"] = time.time_ns() // 1000
+
+
+_TURN = text(f"SELECT pg_advisory_xact_lock({WRITE_LOCK}), extract(epoch FROM clock_timestamp()) * 1000000")
+
+
+def now(connection: Connection) -> int:
+    """When this turn began, in microseconds since 1970, by the clock of all who share the database."""
+    return int(connection.info["now"])
 
 
 def insert(dialect: str, table: Table) -> Any:

@@ -73,6 +73,40 @@ USAGE_COLUMNS = (
     "billable",
     "price_version",
 )
+
+JOB = Table(  # the request of a key
+    "job",
+    METADATA,
+    Column("caller", String, primary_key=True),
+    Column("key", String, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("request_id", String, nullable=False),
+    Column("seed", String, nullable=False),  # 64 bits without a sign, which no integer column holds
+    Column("state", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("epoch", BigInteger, nullable=False),  # of the owner, when it claimed the key
+    Column("record_id", String, nullable=False),
+    Column("output_pixels", BigInteger),
+    Column("output_megapixels", BigInteger),
+    Column("reference_megapixels", BigInteger),
+    Column("cost_microusd", BigInteger),
+    Column("billable", Boolean),
+    Column("price_version", String),
+    Column("create_microseconds", BigInteger, nullable=False),
+    Index("job_age", "create_microseconds"),
+    Index("job_caller_state_age", "caller", "state", "create_microseconds"),
+    sqlite_with_rowid=False,
+)
+
+OWNER = Table(  # a server; a later process in its place has the next epoch
+    "owner",
+    METADATA,
+    Column("id", String, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("address", String, nullable=False),
+    Column("alive_until_microseconds", BigInteger, nullable=False),
+)
+
 _SAME = (  # columns named as the record's fields
     "record_id",
     "request_id",

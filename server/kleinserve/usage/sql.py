@@ -51,6 +51,7 @@ class SqlLedger:
             notes_max=NOTES_MAX,
             on_up=on_up,
         )
+        self.is_shared = url.get_backend_name() == "postgresql"  # by other servers
         self._reader = Reader(database.connect(url, READ_SECONDS, "read"), READ_SECONDS)
 
     @property

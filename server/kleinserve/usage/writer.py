@@ -27,7 +27,8 @@ Work = Callable[[Connection], T]
 log = structlog.get_logger()
 
 WAITERS_MAX = 20_000  # more are refused
-TOGETHER_MAX = 512  # in one transaction, so that its locks are short
+TURN_SECONDS = 0.05  # of a transaction; then others who share the database have their turn, and what is left the next
+TOGETHER_MAX = 512  # taken at once
 NOTES_TOGETHER_MAX = 64  # of those, notes: a flood of refusals must not delay a delivery
 RETRY_SECONDS = (0.05, 1.0)  # the first and the longest pause between two tries
 
@@ -43,7 +44,13 @@ class _Write:
         self.work, self.deadline = work, deadline
         self.future: Future[Any] = Future()
 
+    def begin(self) -> bool:
+        """From here on it cannot be withdrawn; False: it has been."""
+        return self.future.running() or (not self.future.done() and self.future.set_running_or_notify_cancel())
+
     def end(self, outcome: object) -> None:
+        if self.future.done():  # withdrawn
+            return
         if isinstance(outcome, BaseException):
             self.future.set_exception(outcome)
         else:
@@ -138,38 +145,35 @@ class Writer:
         kept: list[_Write] = []
         pause = 0.0
         while not (pause and self._is_closing):
-            batch = kept + self._take(pause)
+            batch = kept + self._take(pause, must_wait=not kept)
             if not batch and self._is_closing:
                 break
             if batch or pause:
-                kept, pause = self._try(batch or [_Write(self._probe, 0.0)], pause)
+                kept, pause = self._try(batch or [_Write(self._probe, math.inf)], pause)
         for write in (*kept, *self._writes, *self._notes):
-            if write.future.running() or write.future.set_running_or_notify_cancel():
+            if write.begin():
                 write.end(LedgerUnavailable())
         self._disconnect()
         self._engine.dispose()
         self._end.set_result(None)
 
-    def _take(self, pause: float) -> list[_Write]:
+    def _take(self, pause: float, *, must_wait: bool) -> list[_Write]:
         """What waits, or comes next; after a failure, when `pause` has passed, maybe nothing."""
         with self._wake:
             if pause:
                 self._wake.wait_for(lambda: self._is_closing, pause)
-            elif not self._has_work():
+            elif must_wait and not (self._writes or self._notes or self._is_closing):
                 self._wake.wait(min(max(0.0, self._beat_at - time.monotonic()), threading.TIMEOUT_MAX))
             taken = [self._writes.popleft() for _ in range(min(len(self._writes), TOGETHER_MAX))]
             taken += [self._notes.popleft() for _ in range(min(len(self._notes), NOTES_TOGETHER_MAX))]
             if self._beat and time.monotonic() >= self._beat_at:
                 seconds, work = self._beat
                 self._beat_at = time.monotonic() + seconds
-                taken.append(_Write(work, self._beat_at))
-        return [write for write in taken if write.future.set_running_or_notify_cancel()]
-
-    def _has_work(self) -> bool:
-        return bool(self._writes or self._notes or self._is_closing)
+                taken.insert(0, _Write(work, self._beat_at))
+        return taken
 
     def _try(self, batch: list[_Write], pause: float) -> tuple[list[_Write], float]:
-        """Do `batch`. What must be tried again, and after which pause; nothing and 0: all is done."""
+        """Do `batch`. What is left of it, and the pause before it is tried again, 0 unless the database failed."""
         try:
             outcomes = self._transact(batch)
         except Exception as error:
@@ -180,9 +184,9 @@ class Writer:
             _log("ledger_failed", error=reason(error))
             return _without_late(batch), min(max(RETRY_SECONDS[0], pause * 2), RETRY_SECONDS[1])
         self._tell(is_up=True)
-        for write, outcome in zip(batch, outcomes, strict=True):
+        for write, outcome in zip(batch, outcomes, strict=False):
             write.end(outcome)
-        return [], 0.0
+        return batch[len(outcomes) :], 0.0
 
     def _alone(self, batch: list[_Write], error: Exception) -> tuple[list[_Write], float]:
         """One piece of `batch` is itself at fault: each in a transaction of its own, and that one fails."""
@@ -190,20 +194,25 @@ class Writer:
             _log("ledger_refused", error=reason(error))
             unavailable = LedgerUnavailable()
             unavailable.__cause__ = error
-            batch[0].end(unavailable)
+            batch[0].end(unavailable)  # it has begun: what it did has raised
             return [], 0.0
         for index, write in enumerate(batch):
-            kept, pause = self._try([write], 0.0)
+            kept, pause = self._try([write], 0.0)  # one is done or fails: nothing is left but by the database's fault
             if pause:
                 return kept + batch[index + 1 :], pause
         return [], 0.0
 
     def _transact(self, batch: list[_Write]) -> list[object]:
+        """One transaction with the first of `batch`, as many as fit into a turn; what each came to."""
         if self._connection is None:
             self._connection = self._engine.connect()
+        outcomes: list[object] = []
         with self._connection.begin():
             self._begin(self._connection)
-            return [_outcome(write.work, self._connection) for write in batch]
+            until = time.monotonic() + TURN_SECONDS
+            while len(outcomes) < len(batch) and (not outcomes or time.monotonic() < until):
+                outcomes.append(_outcome(batch[len(outcomes)], self._connection))
+        return outcomes
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -212,9 +221,9 @@ class Writer:
             self._connection = None
 
 
-def _outcome(work: Work[object], connection: Connection) -> object:
+def _outcome(write: _Write, connection: Connection) -> object:
     try:
-        return work(connection)
+        return write.work(connection) if write.begin() else None
     except Declined as declined:
         return declined
 
@@ -234,6 +243,6 @@ def _without_late(batch: list[_Write]) -> list[_Write]:
     """What somebody may still wait for; the others are told."""
     now = time.monotonic()
     for write in batch:
-        if write.deadline <= now:
+        if write.deadline <= now and write.begin():
             write.end(LedgerUnavailable())
     return [write for write in batch if write.deadline > now]
