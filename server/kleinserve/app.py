@@ -109,8 +109,8 @@ class _Server:
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
         self.lifecycle.watch(self._on_state)
         self._identity.start()
-        await self._backend.start(self.lifecycle.become)
         web = await self._start_web()
+        await self._backend.start(self.lifecycle.become)
         await self._grpc.say(is_serving=True)
         self._on_signals()
         announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
@@ -123,7 +123,8 @@ class _Server:
         from kleinserve.web.app import application
         from kleinserve.web.server import WebServer
 
-        self._web = WebServer(application(self._calls, self._config), self._config, self._identity.web_context())
+        app = application(self._calls, self._grpc.health, self._backend.facts, self._config)
+        self._web = WebServer(app, self._config, self._identity.web_context())
         return int(await self._web.start())
 
     def _on_state(self, state: "State") -> None:
@@ -160,11 +161,11 @@ class _Server:
         self.lifecycle.become(State.DRAINING)
         ends = time.monotonic() + grace
         going = [asyncio.create_task(self._grpc.stop(grace + SPARE_SECONDS))]  # connections are told to go now
-        if self._web is not None:
-            going.append(asyncio.create_task(self._web.stop(grace + SPARE_SECONDS)))
         await self._desk.drain(grace)
         await self._calls.drain(max(0.1, ends - time.monotonic()), cause)
         await self._backend.drain(SPARE_SECONDS)
+        if self._web is not None:  # until here it says DRAINING to whoever comes
+            going.append(asyncio.create_task(self._web.stop(SPARE_SECONDS)))
         await asyncio.gather(*going)
         await self._books.close()
         await self._intake.close()
