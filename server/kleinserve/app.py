@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.identity.certificates import Certificates
     from kleinserve.identity.reload import Watched
     from kleinserve.logs import Logs
+    from kleinserve.usage.keys import Keys
     from kleinserve.usage.ledger import Ledger
     from kleinserve.web.probes import Health
 
@@ -48,7 +49,8 @@ def run(config: Config, logs: "Logs") -> int:
 async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
     identity = _Identity(config, metrics)
     ledger = _ledger(config, metrics)
-    server = _Server(config, metrics, intake, identity, ledger, _backend(config, metrics))
+    keys = await _keys(config, ledger)
+    server = _Server(config, metrics, intake, identity, ledger, keys, _backend(config, metrics))
     await server.start(logs.announce)
     await server.stopping.wait()
     return await server.stop()
@@ -64,10 +66,13 @@ class _Server:
         intake: Intake,
         identity: "_Identity",
         ledger: "Ledger",
+        keys: "Keys",
         backend: "Backend",
     ):
         from kleinserve.desk.books import Books
         from kleinserve.desk.desk import Desk
+        from kleinserve.desk.kept import Shelf
+        from kleinserve.desk.keys import KeyRing
         from kleinserve.desk.lifecycle import Lifecycle
         from kleinserve.identity.limits import Quota
         from kleinserve.rpc.call import Calls
@@ -81,9 +86,13 @@ class _Server:
         facts = backend.facts
         metrics.built(__version__, facts.name, facts.device, facts.dtype)
         metrics.predicted_wait_seconds.set_function(lambda: backend.load().wait_seconds)
-        self._books = Books(ledger, price.configured(config), facts.name, metrics)
+        self._books = Books(ledger, keys, price.configured(config), facts.name, metrics)
+        shelf = Shelf(config.kept_bytes_max, config.kept_seconds, time.monotonic, lambda kept: ring.evict(kept))
+        ring = KeyRing(keys, shelf, facts, metrics)
+        metrics.kept_bytes.set_function(lambda: shelf.bytes)
+        metrics.kept_results.set_function(lambda: len(shelf))
         quota = Quota(time.monotonic_ns)
-        self._desk = Desk(backend, intake, self._books, quota, self.lifecycle, config, metrics)
+        self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
         table = methods(Images(self._desk, facts, config), Usages(ledger))
         self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
@@ -109,8 +118,8 @@ class _Server:
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
         self.lifecycle.watch(self._on_state)
         self._identity.start()
-        await self._backend.start(self.lifecycle.become)
         web = await self._start_web()
+        await self._backend.start(self.lifecycle.become)
         await self._grpc.say(is_serving=True)
         self._on_signals()
         announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
@@ -123,7 +132,8 @@ class _Server:
         from kleinserve.web.app import application
         from kleinserve.web.server import WebServer
 
-        self._web = WebServer(application(self._calls, self._config), self._config, self._identity.web_context())
+        app = application(self._calls, self._grpc.health, self._backend.facts, self._config)
+        self._web = WebServer(app, self._config, self._identity.web_context())
         return int(await self._web.start())
 
     def _on_state(self, state: "State") -> None:
@@ -160,11 +170,11 @@ class _Server:
         self.lifecycle.become(State.DRAINING)
         ends = time.monotonic() + grace
         going = [asyncio.create_task(self._grpc.stop(grace + SPARE_SECONDS))]  # connections are told to go now
-        if self._web is not None:
-            going.append(asyncio.create_task(self._web.stop(grace + SPARE_SECONDS)))
         await self._desk.drain(grace)
         await self._calls.drain(max(0.1, ends - time.monotonic()), cause)
         await self._backend.drain(SPARE_SECONDS)
+        if self._web is not None:  # until here it says DRAINING to whoever comes
+            going.append(asyncio.create_task(self._web.stop(SPARE_SECONDS)))
         await asyncio.gather(*going)
         await self._books.close()
         await self._intake.close()
@@ -243,6 +253,21 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
         on_up=metrics.ledger_up.set,
         on_dropped=metrics.ledger_dropped.inc,
     )
+
+
+async def _keys(config: Config, ledger: "Ledger") -> "Keys":
+    """Keys are where the ledger is; without one they end with the process."""
+    from kleinserve.usage.keys import MemoryKeys
+    from kleinserve.usage.ledger import NoLedger
+
+    bounds: dict[str, Any] = {"key_seconds": config.key_seconds, "keys_max": config.keys_max}
+    if isinstance(ledger, NoLedger):
+        return MemoryKeys(**bounds)
+    from kleinserve.usage.sql import SqlLedger
+    from kleinserve.usage.sql_keys import SqlKeys
+
+    assert isinstance(ledger, SqlLedger)
+    return await SqlKeys.open(ledger, **bounds)
 
 
 def _backend(config: Config, metrics: Metrics) -> "Backend":

@@ -45,11 +45,11 @@ class GrpcServer:
     """Listens from `start` on; `health` says whether it serves."""
 
     def __init__(self, calls: Calls, config: Config, tls: grpc.ServerCredentials | None):
-        self._health = health.aio.HealthServicer()
+        self.health = health.aio.HealthServicer()
         self._config, self._tls = config, tls
         self._server = grpc.aio.server(interceptors=[_Known(calls.authenticator)], options=_options(config))
         self._server.add_generic_rpc_handlers((Handlers(calls),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
@@ -72,7 +72,7 @@ class GrpcServer:
         """What health checks are told, of the whole and of both services."""
         kind = health_pb2.HealthCheckResponse
         for service in ("", *SERVICES):
-            await self._health.set(service, kind.SERVING if is_serving else kind.NOT_SERVING)
+            await self.health.set(service, kind.SERVING if is_serving else kind.NOT_SERVING)
 
     async def stop(self, grace_seconds: float) -> None:
         """Tell every connection to go, let running calls end for so long, then cancel them."""

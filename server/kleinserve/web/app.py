@@ -1,20 +1,22 @@
 """What the web port answers, by path: gRPC-Web by gRPC's paths, OpenAI's Images API, the playground."""
 
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from kleinserve.config import Config
+from kleinserve.core import ModelFacts
 from kleinserve.rpc.call import Calls
-from kleinserve.web import openai, playground
 from kleinserve.web.grpcweb import GrpcWeb
-from kleinserve.web.http import Gate
+from kleinserve.web.health import Health
+from kleinserve.web.http import Gate, Served
 
 
-def application(calls: Calls, config: Config) -> ASGIApp:
-    """The web port's ASGI application."""
-    grpc_web = GrpcWeb(calls)
-    routes: list[BaseRoute] = [Route(path, grpc_web, methods=["POST"]) for path in calls.methods]
-    routes += openai.routes(calls)
-    routes += playground.routes()
-    return Gate(Starlette(routes=routes), config.web_origins, config.host, lambda: config.callers is not None)
+def application(calls: Calls, health: Any, facts: ModelFacts, config: Config) -> ASGIApp:
+    """The web port's ASGI application. `health`: gRPC's own servicer."""
+    grpc_web = Served(GrpcWeb(calls, Health(health)))
+    routes: list[BaseRoute] = []
+    routes.append(Route("/{service}/{method}", grpc_web, methods=["POST"]))
+    return Gate(Starlette(routes=routes), config.web_origins, config.host, knows_callers=config.callers is not None)

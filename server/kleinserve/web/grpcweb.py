@@ -13,10 +13,11 @@ from urllib.parse import quote
 from kleinserve.errors import KleinError
 from kleinserve.rpc.call import Calls, ReaderGone
 from kleinserve.rpc.status import CODES, status, trailing
-from kleinserve.web.health import PATHS, Health
+from kleinserve.web.health import Health
 from kleinserve.web.http import BodyTooLarge, Exchange
 
 BINARY, TEXT = "application/grpc-web", "application/grpc-web-text"
+_TYPE = re.compile(rf"{BINARY}(-text)?(\+proto)?\s*(;|$)")
 _TRAILERS = 0x80
 _SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\"  # of grpc-message: printable ASCII but for the percent sign
 
@@ -28,27 +29,27 @@ class GrpcWeb:
         self._calls, self._health = calls, health
 
     async def __call__(self, exchange: Exchange) -> None:
-        if not re.match(rf"{BINARY}(-text)?(\+proto)?(;|$)", exchange.metadata.get("content-type", "")):
+        if not _TYPE.match(exchange.metadata.get("content-type", "")):
             await exchange.head(415, {"content-type": "text/plain"})
             await exchange.piece(f"the content type is {BINARY} or {TEXT}\n".encode(), is_last=True)
-            return None
-        answer = Answer(exchange)
-        path, config = exchange.scope["path"], self._calls.config
+            return
+        answer, config = Answer(exchange), self._calls.config
         try:
             body = await answer.message(config.request_bytes_max, config.reader_stall_seconds)
         except ReaderGone:
-            return exchange.connection.abort()
+            exchange.connection.abort()
         except Unusable as error:  # as gRPC's own refusals: without details
-            return await answer.end(*error.args)
-        if path in self._calls.methods:
-            await exchange.while_read(self._serve(path, body, answer))
-        elif path in PATHS:
-            await exchange.while_read(self._health.serve(path, body, answer))
+            await answer.end(*error.args)
         else:
-            await answer.end("UNIMPLEMENTED", "Method not found!")
+            await exchange.while_read(self._serve(exchange.scope["path"], body, answer))
 
     async def _serve(self, path: str, body: bytes, answer: "Answer") -> None:
-        await self._calls.serve(path, body, answer)
+        if path in self._calls.methods:
+            await self._calls.serve(path, body, answer)
+        elif path in self._health:
+            await self._health.serve(path, body, answer)
+        else:
+            await answer.end("UNIMPLEMENTED", "Method not found!")
         await answer.end("OK")
 
 

@@ -101,11 +101,14 @@ class Exchange:
         self.is_ended = self.is_ended or is_last
 
     async def while_read(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do the work; cancel it when the reader goes: an aborted fetch, a closed tab. Cuts what is then not ended."""
+        """Do the work; cancel it at the deadline, and when the reader goes: an aborted fetch, a closed tab.
+
+        Cuts the connection where the answer is then not ended.
+        """
         working = asyncio.create_task(work)
         leaving = asyncio.create_task(self._left())
         try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((working, leaving), timeout=self.seconds_left(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
             working.cancel()

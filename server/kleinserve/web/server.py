@@ -53,10 +53,16 @@ class WebServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no new connections, let running answers end for so long, then cut them."""
+        if self._task is None:
+            return
         self._server.should_exit = True
-        self._server.config.timeout_graceful_shutdown = max(1, round(grace_seconds))
-        if self._task is not None:
-            await self._task
+        cutting = asyncio.get_running_loop().call_later(grace_seconds, self._cut)
+        await self._task
+        cutting.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
 
 def _listening(host: str, port: int) -> socket.socket:
