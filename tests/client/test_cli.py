@@ -355,6 +355,14 @@ def test_records_come_one_by_one(server: Any, tmp_path: Path) -> None:
     assert server.requests[0].after_record_id == "r-0"
 
 
+def test_grpc_says_nothing_itself(server: Any) -> None:
+    """What gRPC would log of a failed handshake is left to our own line: gRPC is loaded after it was told so."""
+    done = klein("capabilities", "--tls", server=server.target)
+    assert done.stderr == f"klein: no klein server answers at {server.target}: it does not speak TLS (UNAVAILABLE)\n"
+    code = "import sys, kleinclient.cli; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(shell: str) -> None:
     """The completion script knows every command, and its shell reads it without complaint."""
