@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -198,7 +199,9 @@ def loading(url: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("kills", [3])
 async def test_what_was_acknowledged_survives_kill_9(url: str, kills: int) -> None:
-    """Of a process killed in the middle of its load every acknowledged record is there once, and the totals agree."""
+    """Of a process killed in the middle of its load every acknowledged record is there once, no key is billed twice by
+    the processes that ask for it again, and the totals agree.
+    """
     acknowledged: list[str] = []
     for kill in range(kills):
         with loading(url) as process:
@@ -208,9 +211,13 @@ async def test_what_was_acknowledged_survives_kill_9(url: str, kills: int) -> No
             process.kill()
             acknowledged += process.stdout.read().split("\n")[:-1]  # the last line may be torn
     ledger = SqlLedger(url)
-    there = [each.record_id for each in await listed(ledger)]
+    everything = await listed(ledger)
+    there = [each.record_id for each in everything]
     assert len(there) == len(set(there))
     assert set(acknowledged) <= set(there)
+    keyed = Counter(each.client_tag for each in everything if each.client_tag)
+    assert keyed
+    assert set(keyed.values()) == {1}
     assert [total.requests for total in await ledger.totals(*ALL, None)] == [len(there)]
     await ledger.close()
     if url.startswith("sqlite"):
