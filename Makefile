@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix serve proto bench bench-full bench-gpu mini clean
+.PHONY: help setup demo test check fix serve proto interop bench bench-full bench-gpu mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo: setup ## serve mini, generate and edit with previews, leave PNGs in demo/
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
+interop: setup ## nine tasks from Go, Node, Java, C++, Ruby and a browser against a live server; installs their packages
+	$(BIN)/python -m clients.interop
+
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,web,tracing,dev,fp8,bench]'
 	@touch $@
@@ -57,4 +60,4 @@ mini: setup ## train mini from its seeds, resuming from training/runs (hours on 
 	$(BIN)/python -m training all
 
 clean: ## remove what the targets above made
-	rm -rf .venv demo bench
+	rm -rf .venv demo bench clients/build clients/node_modules

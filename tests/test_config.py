@@ -162,4 +162,4 @@ def test_everything_is_shown() -> None:
 def test_frozen() -> None:
     """Nothing changes a setting once it is read."""
     with pytest.raises(ValueError, match="frozen"):
-        Config().port = 1  # type: ignore[misc]
+        Config().port = 1

@@ -114,11 +114,16 @@ def checked_key(key: str) -> str:
     return key
 
 
+def random_key() -> str:
+    """A key that nobody else has."""
+    return secrets.token_urlsafe(16)
+
+
 def _ask(rpc: Literal["Generate", "Edit"], message: pb.GenerateRequest | pb.EditRequest, options: Options) -> Ask:
     given, detach = options.get("idempotency_key"), bool(options.get("detach"))
     if given == "" and detach:
         raise ValueError("detach: without an idempotency key nobody could fetch the image")
-    key = secrets.token_urlsafe(16) if given is None else given and checked_key(given)
+    key = random_key() if given is None else given and checked_key(given)
     message.options.idempotency_key = key
     if detach:
         message.options.on_disconnect = pb.ON_DISCONNECT_DETACH

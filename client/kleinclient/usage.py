@@ -65,7 +65,7 @@ class UsageRecord:
 
 def dollars(microusd: int) -> str:
     """The price to the last millionth: 14000 is "$0.014000"."""
-    return f"${microusd // 1_000_000}.{microusd % 1_000_000:06}"
+    return f"${microusd // 1_000_000:,}.{microusd % 1_000_000:06}"
 
 
 def ask_totals(start: datetime, end: datetime, caller: str) -> pb.GetUsageRequest:

@@ -1,7 +1,7 @@
 // Nine tasks against a klein server, one line each: main HOST:PORT
 import { createHash } from "node:crypto";
 import { type ClientReadableStream, credentials, Metadata, type ServiceError, status } from "@grpc/grpc-js";
-import grpcPackage from "@grpc/grpc-js/package.json" with { type: "json" };
+import grpcPackage from "../node_modules/@grpc/grpc-js/package.json" with { type: "json" };
 import { BadRequest, ErrorInfo } from "../build/gen/node/google/rpc/error_details";
 import { Status } from "../build/gen/node/google/rpc/status";
 import { HealthCheckResponse_ServingStatus, HealthClient } from "../build/gen/node/grpc/health/v1/health";

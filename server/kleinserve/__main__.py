@@ -178,29 +178,21 @@ def _export(arguments: "argparse.Namespace") -> int:
     config = _config(arguments)
     from kleinserve.usage import commands
 
-    return commands.export(config, after=arguments.after, follow=arguments.follow)
+    return commands.export(config.ledger, arguments.after, arguments.follow)
 
 
 def _prune(arguments: "argparse.Namespace") -> int:
-    from datetime import date
-
-    from kleinserve.errors import BadConfig
-
     config = _config(arguments)
-    try:
-        before = date.fromisoformat(arguments.before)
-    except ValueError:
-        raise BadConfig(f"--before {arguments.before!r} is no date such as 2026-01-31") from None
     from kleinserve.usage import commands
 
-    return commands.prune(config, before=before)
+    return commands.prune(config.ledger, arguments.before)
 
 
 def _migrate(arguments: "argparse.Namespace") -> int:
     config = _config(arguments)
     from kleinserve.usage import commands
 
-    return commands.migrate(config)
+    return commands.migrate(config.ledger)
 
 
 def _envoy(arguments: "argparse.Namespace") -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.identity.certificates import Certificates
     from kleinserve.identity.reload import Watched
     from kleinserve.logs import Logs
+    from kleinserve.usage.keys import Keys
     from kleinserve.usage.ledger import Ledger
     from kleinserve.web.probes import Health
 
@@ -48,7 +49,8 @@ def run(config: Config, logs: "Logs") -> int:
 async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
     identity = _Identity(config, metrics)
     ledger = _ledger(config, metrics)
-    server = _Server(config, metrics, intake, identity, ledger, _backend(config, metrics))
+    keys = await _keys(config, ledger)
+    server = _Server(config, metrics, intake, identity, ledger, keys, _backend(config, metrics))
     await server.start(logs.announce)
     await server.stopping.wait()
     return await server.stop()
@@ -64,10 +66,13 @@ class _Server:
         intake: Intake,
         identity: "_Identity",
         ledger: "Ledger",
+        keys: "Keys",
         backend: "Backend",
     ):
         from kleinserve.desk.books import Books
         from kleinserve.desk.desk import Desk
+        from kleinserve.desk.kept import Shelf
+        from kleinserve.desk.keys import KeyRing
         from kleinserve.desk.lifecycle import Lifecycle
         from kleinserve.identity.limits import Quota
         from kleinserve.rpc.call import Calls
@@ -81,9 +86,13 @@ class _Server:
         facts = backend.facts
         metrics.built(__version__, facts.name, facts.device, facts.dtype)
         metrics.predicted_wait_seconds.set_function(lambda: backend.load().wait_seconds)
-        self._books = Books(ledger, price.configured(config), facts.name, metrics)
+        self._books = Books(ledger, keys, price.configured(config), facts.name, metrics)
+        shelf = Shelf(config.kept_bytes_max, config.kept_seconds, time.monotonic, lambda kept: ring.evict(kept))
+        ring = KeyRing(keys, shelf, facts, metrics)
+        metrics.kept_bytes.set_function(lambda: shelf.bytes)
+        metrics.kept_results.set_function(lambda: len(shelf))
         quota = Quota(time.monotonic_ns)
-        self._desk = Desk(backend, intake, self._books, quota, self.lifecycle, config, metrics)
+        self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
         table = methods(Images(self._desk, facts, config), Usages(ledger))
         self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
@@ -246,13 +255,28 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     )
 
 
+async def _keys(config: Config, ledger: "Ledger") -> "Keys":
+    """Keys are where the ledger is; without one they end with the process."""
+    from kleinserve.usage.keys import MemoryKeys
+    from kleinserve.usage.ledger import NoLedger
+
+    bounds: dict[str, Any] = {"key_seconds": config.key_seconds, "keys_max": config.keys_max}
+    if isinstance(ledger, NoLedger):
+        return MemoryKeys(**bounds)
+    from kleinserve.usage.sql import SqlLedger
+    from kleinserve.usage.sql_keys import SqlKeys
+
+    assert isinstance(ledger, SqlLedger)
+    return await SqlKeys.open(ledger, **bounds)
+
+
 def _backend(config: Config, metrics: Metrics) -> "Backend":
     """Where images are made. Raises: UnusableCheckpoint."""
     from kleinserve.backend.local import Local
     from kleinserve.engine import checkpoint
     from kleinserve.engine.engine import Engine
 
-    engine = Engine(checkpoint.find(config.model), config)
+    engine = Engine(checkpoint.find(config.model, config.revision, config.vae), config)
     log.info("loaded", **config.shown(), memory_chosen=engine.plan.reason)
     for kind in ("used", "peak", "total"):
         metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_bytes, engine, kind))

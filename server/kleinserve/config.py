@@ -52,7 +52,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b | geometry:DIR
+    model: str = "mini"  # mini | a directory | a hub id | geometry:klein-4b (9b, base-4b, base-9b) | geometry:DIR
+    revision: str = ""  # of a hub id: a commit, tag or branch; empty: its main branch as it is now
+    vae: str = ""  # a directory or hub id whose VAE is loaded in the model's place (FLUX.2-small-decoder)
     host: Annotated[str, BeforeValidator(_host)] = "127.0.0.1"  # a name or an address; `::` is IPv4 too
     port: PortNumber = 50051
     metrics_port: PortNumber = 9464  # plain HTTP on `host`: /metrics, /healthz, /readyz
@@ -66,7 +68,7 @@ class Config(BaseModel):
     quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
     threads: CountOrNone = 0  # torch's threads; 0: all cores that the process may use but one, at least 1
     codec_threads: Count = 2  # image decoding and encoding
-    malloc_arenas: CountOrNone = 1  # of glibc: with more, memory that was freed stays with the process; 0: glibc's own
+    malloc_arenas: CountOrNone = 2  # of glibc, whose default of 8 a core keeps freed memory apart; 0: that default
     mu_policy: Literal["official", "fixed", "clamp"] = "official"  # how the schedule is shifted, see engine/schedule.py
 
     callers: Path | None = None  # TOML: who may call, with what; absent: everyone is `anonymous`

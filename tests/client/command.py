@@ -15,21 +15,36 @@ from pathlib import Path
 import pytest
 
 RUN = "import sys; from kleinclient.cli import main; sys.exit(main())"
+# Tests in a shell's background ignore SIGINT, and what they start would, too.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + RUN
+# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal.
+ON_ITS_TERMINAL = "import os; os.open(os.ttyname(0), os.O_RDWR); " + INTERRUPTIBLE
 
 
-def klein(*arguments: str, server: str = "127.0.0.1:9", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def klein(
+    *arguments: str, server: str = "127.0.0.1:9", folder: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """The finished command, its output caught; without `server` there is nobody to ask."""
     command = [sys.executable, "-c", RUN, *arguments]
-    environment = {**os.environ, "KLEIN_SERVER": server}
+    environment = {**os.environ, "KLEIN_SERVER": server, **variables}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
 
 
-# The first terminal that the leader of a new session opens becomes its own: with that, Ctrl-C is a signal. Tests in a
-# shell's background ignore it, and what they start would, too.
-ON_ITS_TERMINAL = (
-    "import os, signal; os.open(os.ttyname(0), os.O_RDWR); signal.signal(signal.SIGINT, signal.default_int_handler); "
-    + RUN
-)
+@contextmanager
+def running(arguments: list[str], server: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The command under way on pipes, which SIGINT reaches even where the tests ignore it; killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "KLEIN_SERVER": server},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextmanager

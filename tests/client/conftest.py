@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,10 +127,14 @@ class Scripted(image_pb2_grpc.ImageServiceServicer, usage_pb2_grpc.UsageServiceS
 
 @contextmanager
 def serving(
-    scripted: Scripted, port: int = 0, credentials: grpc.ServerCredentials | None = None, workers: int = 4
+    scripted: Scripted,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    workers: int = 4,
+    options: Sequence[tuple[str, int]] = (),
 ) -> Iterator[int]:
     """The scripted server on a port of its own, or on `port`; without mercy for what still runs at the end."""
-    grpc_server = grpc.server(ThreadPoolExecutor(workers))
+    grpc_server = grpc.server(ThreadPoolExecutor(workers), options=options)
     image_pb2_grpc.add_ImageServiceServicer_to_server(scripted, grpc_server)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(scripted, grpc_server)
     address = f"127.0.0.1:{port}"

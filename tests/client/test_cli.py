@@ -1,22 +1,28 @@
 """The command as a person runs it: a process of its own, against a server that says what the test wrote."""
 
+import csv
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from klein.v1 import image_pb2 as pb
+from klein.v1 import usage_pb2
 from kleinclient.cli.screen import spoken
 from PIL import Image
 
-from tests.client.command import klein, on_a_terminal, read_until
+from tests.client.command import klein, on_a_terminal, read_until, running
 from tests.client.conftest import completed, event, opening, refuse
 
 
@@ -24,6 +30,14 @@ def file(format: str = "PNG", edge: int = 32) -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (edge, edge), "red").save(buffer, format)
     return buffer.getvalue()
+
+
+def refusal(status: str, reason: str, **said: Any) -> Any:
+    def script(request: Any, context: grpc.ServicerContext) -> Any:
+        refuse(context, grpc.StatusCode[status], reason, **said)
+        yield from ()
+
+    return script
 
 
 def picture(request: Any, context: grpc.ServicerContext) -> Any:
@@ -88,8 +102,8 @@ def test_refused(server: Any, tmp_path: Path) -> None:
 
 
 BAD = [
-    (["generate", "x"], 1, "no klein server answers at 127.0.0.1:9: Connection refused"),
-    (["capabilities", "--server", "no-such-host.invalid:1"], 1, "no klein server answers at no-such-host.invalid:1"),
+    (["generate", "x"], 3, "no klein server answers at 127.0.0.1:9: Connection refused"),
+    (["capabilities", "--server", "no-such-host.invalid:1"], 3, "no klein server answers at no-such-host.invalid:1"),
     (["generate", "x", "-o", "x.gif"], 2, "must end in .png, .webp, .jpg"),
     (["generate", "x", "-o", "missing/x.png"], 2, "there is no folder missing"),
     (["generate", "x", "--size", "256"], 2, "size: '256' is not WIDTHxHEIGHT"),
@@ -97,14 +111,20 @@ BAD = [
     (["generate"], 2, "PROMPT"),
     (["edit", "x"], 2, "-r/--reference"),
     (["edit", "x", "-r", "missing.png"], 2, "missing.png: there is no such file"),
-    (["usage", "--start", "yesterday"], 2, "yesterday: not a date"),
+    (["usage", "--from", "yesterday"], 2, "yesterday: not a date"),
+    (["usage", "records", "--format", "xml"], 2, "choose from"),
+    (["attach"], 2, "KEY"),
+    (["attach", "é"], 2, "idempotency_key: "),
+    (["generate", "x", "--key", "", "--detach"], 2, "detach: without an idempotency key"),
+    (["capabilities", "--token-file", "missing"], 2, "missing: there is no such file"),
+    (["capabilities", "--server", "http://localhost"], 2, "is a URL"),
     ([], 2, "COMMAND"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), BAD)
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
-    """A wrong address is exit code 1 and bad arguments are 2, each one readable line and never a traceback."""
+    """An address where nobody answers is exit code 3 and bad arguments are 2, each one line and never a traceback."""
     done = klein(*arguments, folder=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (code, "", 1)
     assert done.stderr.startswith("klein")
@@ -151,6 +171,205 @@ def test_capabilities(server: Any) -> None:
     assert done.returncode == 0
     assert "up to 4,194,304 pixels" in done.stdout
     assert json.loads(klein("capabilities", "--json", server=server.target).stdout)["default_size"] == [256, 256]
+
+
+CODES = [
+    ("INVALID_ARGUMENT", "INVALID_FIELD", 1),
+    ("FAILED_PRECONDITION", "RESULT_GONE", 1),
+    ("UNAVAILABLE", "DRAINING", 3),
+    ("RESOURCE_EXHAUSTED", "QUEUE_FULL", 3),
+    ("DEADLINE_EXCEEDED", "DEADLINE_PASSED", 4),
+    ("UNAUTHENTICATED", "UNAUTHENTICATED", 5),
+    ("PERMISSION_DENIED", "PERMISSION_DENIED", 5),
+]
+
+
+@pytest.mark.parametrize(("status", "reason", "code"), CODES)
+def test_exit_codes(server: Any, status: str, reason: str, code: int) -> None:
+    """Scripts tell by the exit code whether to try again; the help says every code."""
+    server.play(refusal(status, reason))
+    done = klein("capabilities", server=server.target)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", f"klein: no ({reason})\n")
+    assert f"\n  {code}  " in klein("--help").stdout
+
+
+def test_events_for_programs(server: Any, tmp_path: Path) -> None:
+    """With --json standard output is a line for each event, the last one after the file is written, and no pictures."""
+    server.play(picture)
+    options = ["--json", "--preview-dir", "previews", "--key", "key-1"]
+    done = klein("generate", "x", *options, server=server.target, folder=tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    names = [line["event"] for line in lines]
+    assert names == ["accepted", "queued", "started", "progress", "preview", "progress", "preview", "image"]
+    assert (lines[0]["seed"], lines[0]["idempotency_key"], lines[0]["request_id"]) == (7, "key-1", "request-1")
+    assert (lines[4]["path"], lines[4]["size"]) == ("previews/step-1.jpg", [8, 4])
+    assert (lines[-1]["path"], lines[-1]["size_bytes"]) == ("out.png", len(file()))
+    assert lines[-1]["usage"]["cost_microusd"] == 14_000
+    assert "data" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_error_for_programs(server: Any, tmp_path: Path) -> None:
+    """With --json the error is the last line, with all that the library knows of it."""
+    server.play(refusal("INVALID_ARGUMENT", "INVALID_FIELD", fields={"prompt": "is blank"}))
+    done = klein("generate", "x", "--json", server=server.target, folder=tmp_path)
+    [line] = map(json.loads, done.stdout.splitlines())
+    assert (line["event"], line["reason"], line["request_id"]) == ("error", "INVALID_FIELD", "request-1")
+    assert line["violations"] == [{"field": "prompt", "description": "is blank"}]
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("place", ["read-only/out.png", "folder.png"])
+def test_nothing_is_paid_for_a_file_that_cannot_be_written(server: Any, tmp_path: Path, place: str) -> None:
+    """Where the image could not be written the server is not even asked."""
+    server.play(picture)
+    (tmp_path / "read-only").symlink_to("/proc")  # where nobody makes files, root neither
+    (tmp_path / "folder.png").mkdir()
+    done = klein("generate", "x", "-o", place, server=server.target, folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert place in done.stderr
+    assert not server.requests
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_signals_leave_nothing(server: Any, tmp_path: Path, name: str, code: int) -> None:
+    """A command that is ended cancels its request, keeps the older picture, and leaves no half of a new one."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(ended.set)
+        yield from opening()
+        begun.set()
+        ended.wait(20)
+
+    server.play(endless)
+    (tmp_path / "out.png").write_bytes(b"older")
+    with running(["generate", "x"], server.target, tmp_path) as process:
+        assert begun.wait(20)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert errors == ("klein: cancelled\n" if name == "SIGINT" else "")
+    assert ended.wait(10)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+def test_attach_and_cancel(server: Any, tmp_path: Path) -> None:
+    """A request is fetched and ended by its key; an image that is not what its name says is written, and said."""
+    server.play(picture)
+    done = klein("attach", "key-1", "-o", "a.webp", server=server.target, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "klein: a.webp holds png, as it was asked for\n"
+    assert (tmp_path / "a.webp").read_bytes() == file()
+    server.play(lambda request, context: iter([pb.CancelResponse()]))
+    assert klein("cancel", "key-1", server=server.target).returncode == 0
+    assert [request.idempotency_key for request in server.requests] == ["key-1", "key-1"]
+    server.play(refusal("NOT_FOUND", "UNKNOWN_KEY"))
+    assert "UNKNOWN_KEY" in klein("cancel", "key-1", server=server.target).stderr
+
+
+def test_detach(server: Any, tmp_path: Path) -> None:
+    """Who interrupts a detached request is told how to fetch it."""
+    begun, release = threading.Event(), threading.Event()
+
+    def endless(request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(release.set)
+        yield from opening()
+        begun.set()
+        release.wait(20)
+
+    server.play(endless)
+    with running(["generate", "x", "--detach"], server.target, tmp_path) as process:
+        assert begun.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    key = server.requests[0].options.idempotency_key
+    assert errors == f"klein: the request may go on; klein attach {key}\nklein: cancelled\n"
+
+
+def test_token_file(server: Any, tmp_path: Path) -> None:
+    """The token comes from a file or the environment, and is never in the arguments."""
+    (tmp_path / "token").write_text("from-the-file\n")
+    server.play(refusal("UNAUTHENTICATED", "UNAUTHENTICATED"))
+    klein("capabilities", "--token-file", "token", server=server.target, folder=tmp_path)
+    klein("capabilities", server=server.target, KLEIN_TOKEN="from-the-environment")
+    said = [metadata["authorization"] for metadata in server.metadata]
+    assert said == ["Bearer from-the-file", "Bearer from-the-environment"]
+    assert "--token " not in klein("generate", "--help").stdout
+    refused = klein("capabilities", server="klein.invalid", KLEIN_TOKEN="from-the-environment")
+    assert refused.returncode == 2
+    assert "from-the-environment" not in refused.stderr
+
+
+RECORD = usage_pb2.UsageRecord(
+    record_id="r-1", request_id="request-1", caller="web", operation=1, outcome=2, reason="CANCELLED",
+    width=64, height=32, steps_run=3, end_time=Timestamp(seconds=1_795_000_000),
+    usage=usage_pb2.Usage(output_megapixels=1, cost_microusd=14_000, price_version="test"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["totals", "records"])
+def test_usage(server: Any, what: str) -> None:
+    """Usage is a table for people, and CSV and lines of JSON with integers for programs."""
+    total = usage_pb2.UsageTotal(caller="web", operation=1, requests=1200, images=2, cost_microusd=28_000)
+    if what == "totals":
+        server.play(lambda request, context: iter([usage_pb2.GetUsageResponse(totals=[total])]))
+    else:
+        server.play(lambda request, context: iter([usage_pb2.ListUsageRecordsResponse(record=RECORD)]))
+
+    def shown(*arguments: str) -> list[str]:
+        done = klein(
+            "usage", what, "--from", "2026-11-01", "--to", "2026-12-01T00:00+02:00", *arguments, server=server.target
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    interval, heading, row = shown()
+    assert interval == "2026-11-01 00:00 to 2026-11-30 22:00 UTC"
+    assert heading.split()[0] == ("caller" if what == "totals" else "ended")
+    assert ("$0.028000" if what == "totals" else "CANCELLED") in row
+    [facts] = map(json.loads, shown("--format", "json"))
+    names, values = csv.reader(shown("--format", "csv"))
+    assert dict(zip(names, values, strict=True)) == {name: str(value) for name, value in facts.items()}
+    assert (facts["caller"], facts["cost_microusd"]) == ("web", 28_000 if what == "totals" else 14_000)
+    asked = server.requests[0]
+    assert asked.end_time.ToDatetime(UTC) == datetime(2026, 11, 30, 22, tzinfo=UTC)
+
+
+def test_records_come_one_by_one(server: Any, tmp_path: Path) -> None:
+    """A listing is printed as it comes, and can be gone on with."""
+    release = threading.Event()
+
+    def slow(request: Any, context: grpc.ServicerContext) -> Any:
+        yield usage_pb2.ListUsageRecordsResponse(record=RECORD)
+        release.wait(20)
+
+    server.play(slow)
+    arguments = ["usage", "records", "--format", "json", "--after", "r-0"]
+    with running(arguments, server.target, tmp_path) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["record_id"] == "r-1"
+        release.set()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert server.requests[0].after_record_id == "r-0"
+
+
+def test_grpc_says_nothing_itself(server: Any) -> None:
+    """What gRPC would log of a failed handshake is left to our own line: gRPC is loaded after it was told so."""
+    done = klein("capabilities", "--tls", server=server.target)
+    assert done.stderr == f"klein: no klein server answers at {server.target}: it does not speak TLS (UNAVAILABLE)\n"
+    code = "import sys, kleinclient.cli; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str) -> None:
+    """The completion script knows every command, and its shell reads it without complaint."""
+    script = klein("completion", shell).stdout
+    assert all(name in script for name in ("generate", "--tls-certificate", "records"))
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, timeout=20).returncode == 0
 
 
 def test_without_the_extra() -> None:

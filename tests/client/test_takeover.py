@@ -19,7 +19,7 @@ from kleinclient import (
     ResultGone,
 )
 
-from tests.client.conftest import PICTURE, ending, event, opening, refuse, whole
+from tests.client.conftest import PICTURE, Scripted, ending, event, opening, refuse, serving, whole
 from tests.client.relay import Relay
 
 Code = grpc.StatusCode
@@ -114,6 +114,25 @@ def test_connection_reset(server: Any, caller: Any) -> None:
     assert [type(event).__name__ for event in events].count("Image") == 1
     assert [event.step for event in events if isinstance(event, Preview)] == [1, 2]
     assert server.requests[0] == server.requests[1]
+
+
+def test_go_away(caller: Any) -> None:
+    """A server that ends old connections, as behind load balancers, costs its streams nothing but a moment."""
+
+    def quiet(request: Any, context: grpc.ServicerContext) -> Any:
+        yield from opening()
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        gone.wait(20)
+
+    scripted = Scripted()
+    scripted.play(quiet, whole)
+    ages = [("grpc.max_connection_age_ms", 200), ("grpc.max_connection_age_grace_ms", 100)]
+    with serving(scripted, options=ages):
+        events = caller.events(scripted.target)
+    assert events[-1].data == PICTURE
+    assert [type(event).__name__ for event in events].count("Retrying") == 1
+    assert scripted.requests[0] == scripted.requests[1]
 
 
 def test_a_cut_connection_is_not_called_an_absent_server(server: Any, caller: Any) -> None:

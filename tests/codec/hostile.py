@@ -1,8 +1,18 @@
-"""Files made to cost more than they should: each is a few kilobytes to 10 MiB. Made here, so that none is kept."""
+"""Files made to cost more than they should: each is a few kilobytes to 10 MiB. Made here, so that none is kept.
 
+`python -m tests.codec.hostile` decodes them at full size, one by one, and prints what each takes.
+"""
+
+import asyncio
 import struct
+import time
 import zlib
 from collections.abc import Callable
+
+import psutil
+from kleinserve.codec.intake import Intake
+from kleinserve.config import Config
+from kleinserve.errors import RefusedReference
 
 from tests.codec.files import chunk, exif, picture, png, saved
 
@@ -85,3 +95,42 @@ def corpus(size: float) -> dict[str, Callable[[], bytes]]:
             picture(edge, edge, "CMYK"), "JPEG", progressive=True, subsampling=0, exif=exif(5)
         ),
     }
+
+
+def mebibytes() -> float:
+    """What this process and all under it hold, each shared page counted once."""
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    held = 0
+    for process in family:
+        try:
+            held += process.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return held / 2**20
+
+
+async def main() -> None:
+    """Print each file's size, seconds, answer, and the peak of memory while it was decoded."""
+    intake = Intake(Config(), lambda outcome, seconds: None)
+    intake.start()
+    await intake.decode("warm", [png_with()] * 4, keep_alpha=True)
+    before = mebibytes()
+    for name, make in corpus(1).items():
+        data = make()
+        start, peak = time.monotonic(), 0.0
+        decoding = asyncio.ensure_future(intake.decode("hostile", [data], keep_alpha=True))
+        while not decoding.done():
+            await asyncio.wait([decoding], timeout=0.02)
+            peak = max(peak, mebibytes())
+        error = decoding.exception()
+        assert error is None or isinstance(error, RefusedReference)
+        answer = error.message if error else "decoded"
+        seconds = time.monotonic() - start
+        print(f"{name:30} {len(data) / 2**20:5.2f} MiB {seconds:6.2f} s, {peak:4.0f} MiB at most  {answer}", flush=True)
+        del data, decoding, error
+    print(f"memory of all processes: {before:.0f} MiB before, {mebibytes():.0f} MiB after")
+    await intake.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

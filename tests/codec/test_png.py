@@ -128,9 +128,11 @@ def test_too_many_chunks_are_named_with_the_limit() -> None:
     ("frames", "controls", "is_animated"), [(1, 1, False), (1, 0, True), (2, 1, True), (0, 0, False)]
 )
 def test_what_is_animated(frames: int, controls: int, is_animated: bool) -> None:
-    """An animation of one frame is a still picture, unless the picture is not that frame."""
+    """An animation of one frame is a still picture, unless the picture is not it; nor are two animations one."""
     control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 96, 80, 0, 0, 1, 1, 0, 0)) * controls
-    data = with_chunks(chunk(b"acTL", struct.pack(">II", frames, 0)), control)
+    animation = chunk(b"acTL", struct.pack(">II", frames, 0))
+    assert decoded(with_chunks(animation, animation, control)) == decoded(PLAIN)
+    data = with_chunks(animation, control)
     if not is_animated:
         assert decoded(data) == decoded(PLAIN)
         return
@@ -142,5 +144,5 @@ def test_what_is_animated(frames: int, controls: int, is_animated: bool) -> None
 def test_cutting_down_changes_no_pixel(mode: str) -> None:
     """Whatever Pillow writes is read to the bit as before it was cut down."""
     image = picture().convert("L").convert(mode) if mode == "I;16" else picture().convert(mode)
-    ours = Image.open(BytesIO(png.png(saved(image)).data))
+    ours = Image.open(BytesIO(png.strip(saved(image)).data))
     assert np.array_equal(np.asarray(ours), np.asarray(image))

@@ -61,19 +61,19 @@ async def test_vanished(single: Serving) -> None:
 
 
 async def test_in_delivery(faulty: Serving) -> None:
-    """Who leaves while the image is delivered, before its last chunk, does not pay; who is done can leave no more."""
+    """Who leaves while the image is delivered counts as cancelled, and is billed: it was written down before."""
     before, paid = faulty.counted(where("delivery")), faulty.counted("klein_cost_microusd_total")
     async with opened(faulty.target, *NARROW) as channel:
         output = image_pb2.OutputOptions(format="IMAGE_FORMAT_RAW_RGBA")
         request = generate(0, (208, 224), 1, output=output, preview=NONE)
         call = image_pb2_grpc.ImageServiceStub(channel).Generate(request)
         await until(call, "image_header")
+        assert faulty.counted("klein_cost_microusd_total") == paid + 14_000
         call.cancel()
         await faulty.counts(where("delivery"), before + 1)
-        assert faulty.counted("klein_cost_microusd_total") == paid
         await final(channel, generate())
     assert faulty.counted(where("delivery")) == before + 1
-    assert faulty.counted("klein_cost_microusd_total") == paid + 14_000
+    assert faulty.counted("klein_cost_microusd_total") == paid + 28_000
 
 
 async def test_after_completed(single: Serving, stub: image_pb2_grpc.ImageServiceStub) -> None:

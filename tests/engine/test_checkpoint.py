@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKLFlux2
 from kleinserve.config import load
-from kleinserve.core import AlphaMethod, Size, Variant
-from kleinserve.engine import checkpoint
+from kleinserve.core import AlphaMethod, Operation, Size, Variant
+from kleinserve.engine import checkpoint, geometry
 from kleinserve.engine.engine import Engine
+from kleinserve.errors import UnusableCheckpoint
 from safetensors.torch import load_file, save_file
 
 from tests.engine.checkpoints import flux2, klein
-from tests.engine.drawing import loaded
+from tests.engine.drawing import ask, draw, loaded
 
 
 def test_facts_come_from_the_checkpoint(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ NOWHERE = {
 EVERY = """
 import contextlib, io, json, sys
 from kleinserve.config import load
-from kleinserve.engine import checkpoint
+from kleinserve.engine import checkpoint, geometry
 from kleinserve.engine.engine import Engine
 from kleinserve.errors import UnusableCheckpoint
 said = {}
@@ -152,3 +155,80 @@ def test_geometry_of_configs_alone(tmp_path: Path) -> None:
         weights.unlink()
     facts = loaded(f"geometry:{whole}").facts
     assert (facts.name, facts.default_size) == (f"geometry:{whole.name}", Size(128, 128))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "text", "is_distilled"),
+    [
+        ("klein-4b", 3.8755, 2560, True),
+        ("klein-base-4b", 3.8755, 2560, False),
+        ("klein-9b", 9.08, 4096, True),
+        ("klein-base-9b", 9.08, 4096, False),
+    ],
+)
+def test_published_geometries(name: str, billions: float, text: int, is_distilled: bool) -> None:
+    """Each published klein is there as a geometry with its own size; the base models are not distilled."""
+    layout = checkpoint.find(f"geometry:{name}")
+    networks = checkpoint.skeleton(layout)
+    count = sum(parameter.numel() for parameter in networks["transformer"].parameters())
+    assert count / 1e9 == pytest.approx(billions, abs=0.01)
+    assert (layout.text_config.hidden_size, layout.is_distilled, layout.text_layers) == (
+        text,
+        is_distilled,
+        (9, 18, 27),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_latent_scale_is_the_files(dtype: str, tmp_path: Path) -> None:
+    """The batch norm's statistics are read in float32 from the file whatever the dtype, and used so."""
+    directory = klein(tmp_path)
+    stored = load_file(directory / "vae" / WEIGHTS)
+    vae = loaded(directory, dtype=dtype)._vae
+    assert torch.equal(vae._mean.flatten(), stored["bn.running_mean"])
+    assert torch.equal(vae._std.flatten(), (stored["bn.running_var"] + vae.module.config.batch_norm_eps).sqrt())
+
+
+@pytest.mark.parametrize("place", ["", "vae"])
+def test_another_vae_takes_the_place_of_the_models_own(place: str, tmp_path: Path) -> None:
+    """A VAE with a narrower decoder, in a repository of its own or a pipeline's, is loaded instead, and draws.
+
+    The model's own need not be there.
+    """
+    directory, small = klein(tmp_path / "whole"), tmp_path / "small"
+    config = AutoencoderKLFlux2.from_pretrained(directory, subfolder="vae").config
+    narrow = AutoencoderKLFlux2.from_config(dict(config) | {"decoder_block_out_channels": (4, 8, 8, 8)})
+    narrow.save_pretrained(small / place)
+    shutil.rmtree(directory / "vae")
+    engine = Engine(checkpoint.find(str(directory), vae=str(small)), load({"threads": 1}))
+    assert engine._vae.module.decoder.conv_out.in_channels == 4
+    [picture] = draw(engine, ask("1", Operation.GENERATE, "a star", (), Size(64, 64), 1, 1, 1.0))
+    assert picture.shape == (64, 64, 3)
+
+
+def test_unusable_vae_or_revision_is_one_line(tmp_path: Path) -> None:
+    """A VAE that is none, one that does not fit, and a revision of what has none are refused."""
+    directory = klein(tmp_path)
+    for model, given, said in (
+        (directory, {"vae": str(tmp_path / "tokenizer")}, "no VAE: neither config.json nor vae/config.json"),
+        (directory, {"vae": str(geometry.KLEIN_4B)}, "takes 32 latent channels, the VAE gives 4 x 32"),
+        (directory, {"revision": "abc"}, "revision abc is of a hub id"),
+        ("mini", {"revision": "abc"}, "revision abc is of a hub id"),
+    ):
+        with pytest.raises(UnusableCheckpoint, match=said) as refused:
+            checkpoint.find(str(model), **given)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_revision_is_what_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub is asked for the commit that is pinned, and for its main branch where none is."""
+    asked = []
+
+    def fetch(model: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((model, revision))
+        return str(directory)
+
+    directory = klein(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    names = [checkpoint.find("some/klein", revision).name for revision in ("0123abc", "")]
+    assert (asked, names) == ([("some/klein", "0123abc"), ("some/klein", None)], ["some/klein"] * 2)

@@ -3,17 +3,22 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
+import torch._inductor.config
 from diffusers import AutoencoderKLFlux2
 from kleinserve.core import Operation, Size
-from kleinserve.engine import compiled
+from kleinserve.engine import compiled, memory
 from kleinserve.engine.checkpoint import MINI
 from kleinserve.errors import UnusableCheckpoint
+from structlog.testing import capture_logs
 from torch import nn
+from torch._inductor.utils import fresh_cache
 
 from tests.engine.drawing import ask, draw, loaded
 
@@ -70,27 +75,57 @@ def test_nothing_is_compiled_when_the_other_thread_begins_to_compute() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "compiler", "expected"),
-    [
-        ("auto", CPU, "sh", False),
-        ("auto", CUDA, "sh", True),
-        ("auto", CUDA, "no-such-compiler", False),
-        ("on", CPU, "sh", True),
-        ("off", CUDA, "sh", False),
-    ],
+    ("setting", "device", "expected"),
+    [("auto", CPU, False), ("auto", CUDA, True), ("on", CPU, True), ("off", CUDA, False)],
 )
-def test_auto_compiles_on_cuda_where_it_can(
-    monkeypatch: pytest.MonkeyPatch, setting: str, device: torch.device, compiler: str, expected: bool
-) -> None:
-    """`auto` is on for CUDA with a compiler; what is asked for is done."""
+def test_auto_compiles_on_cuda(setting: str, device: torch.device, expected: bool) -> None:
+    """`auto` is on for CUDA; what is asked for is done."""
+    assert compiled.is_wanted(setting, device) == expected
+
+
+def broken_compiler(directory: Path) -> str:
+    """A compiler that finds no header."""
+    script = directory / "g++"
+    script.write_text("#!/bin/sh\necho fatal error: Python.h: No such file or directory >&2\nexit 1\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+@pytest.mark.usefixtures("may_compile")
+@pytest.mark.parametrize("kind", ["missing", "failing"])
+def test_what_cannot_be_compiled_is_served_eagerly(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No compiler, or one that fails: `auto` goes on, draws what an eager engine draws and says why; `on` is refused.
+
+    No cache of an earlier run helps out.
+    """
+    compiler = "no-such-compiler" if kind == "missing" else broken_compiler(tmp_path)
     monkeypatch.setenv("CXX", compiler)
-    assert compiled.is_compiled(setting, device) == expected
+    asked = ask("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 1, 1.0)
+    eager = loaded()
+    torch._dynamo.reset()
+    with fresh_cache(), torch._inductor.config.patch("cpp.cxx", (compiler,)):
+        with pytest.raises(UnusableCheckpoint, match=r"^compile on: ") as refused:
+            loaded(compile="on").warm()
+        assert "\n" not in str(refused.value)
+        monkeypatch.setattr(compiled, "is_wanted", lambda setting, device: True)
+        engine = loaded(compile="auto")
+        with capture_logs() as logs:
+            engine.warm()
+            assert np.array_equal(draw(engine, asked)[0], draw(eager, asked)[0])
+    assert engine.compile_state.startswith("failed: ")
+    assert [line["event"] for line in logs] == ["not compiled, serving eagerly"] * (kind == "failing")
+    assert eager.compile_state == "eager"
+    assert "eager" in engine.identity
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line names the setting and what is missing."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(
-        UnusableCheckpoint, match="compile on needs a C\\+\\+ compiler, and no-such-compiler is not there"
-    ):
-        compiled.is_compiled("on", CPU)
+@pytest.mark.usefixtures("may_compile")
+def test_lent_weights_compile_nothing_again() -> None:
+    """A compiled norm that is offloaded runs with each copy of its weights by the one graph."""
+    norm = compiled.NormAct(nn.GroupNorm(2, 8)).requires_grad_(False)
+    lend = memory.lender(norm, CPU, is_offloaded=True)
+    norm.compile(dynamic=True, fullgraph=True)
+    with torch.inference_mode():
+        with lend():
+            norm(torch.zeros(1, 8, 12, 20))
+        with torch.compiler.set_stance("fail_on_recompile"), lend():
+            norm(torch.zeros(1, 8, 28, 36))

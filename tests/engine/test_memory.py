@@ -152,11 +152,11 @@ def test_offloaded_engine_borrows_what_it_runs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(memory, "lender", noting)
     offloaded = loaded(directory)
     used: list[torch.nn.Module] = []
-    for module in (offloaded._text.module, offloaded._vae.module):
+    for module in (offloaded._conditioning.text.module, offloaded._vae.module):
         for part in module.modules():
             part.register_forward_pre_hook(lambda *_, whole=module: used.append(whole) or _assert_in(whole, present))
     assert draw_whole(offloaded, *asked()) == draw_whole(resident, *asked())
-    assert {id(module) for module in used} == {id(offloaded._text.module), id(offloaded._vae.module)}
+    assert {id(module) for module in used} == {id(offloaded._conditioning.text.module), id(offloaded._vae.module)}
     [plain, _, _] = begin(offloaded, asked())
     denoise(offloaded, [plain])
     assert finish(offloaded.decode([plain])) == 0
@@ -201,7 +201,11 @@ STAGES = {
     "step": lambda engine, render: engine.step([render]),
     "decode": lambda engine, render: finish(engine.decode([render])),
 }
-BROKEN = {"text": "_text.module", "begin": "_vae.module.encoder.conv_act", "step": "_denoiser.transformer.proj_out"}
+BROKEN = {
+    "text": "_conditioning.text.module",
+    "begin": "_vae.module.encoder.conv_act",
+    "step": "_denoiser.transformer.proj_out",
+}
 
 
 @pytest.fixture(scope="module")

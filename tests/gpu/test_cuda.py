@@ -98,7 +98,7 @@ def test_offload_equals_resident() -> None:
     assert (resident.plan.is_offloaded, offloaded.plan.is_offloaded) == (False, True)
     for ours, theirs in zip(draw(offloaded, *requests()), draw(resident, *requests()), strict=True):
         assert np.abs(ours.astype(int) - theirs).max() <= 1
-    for module in (offloaded._text.module, offloaded._vae.module):
+    for module in (offloaded._conditioning.text.module, offloaded._vae.module):
         assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
 
 

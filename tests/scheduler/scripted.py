@@ -76,7 +76,8 @@ class ScriptedEngine:
     """What each stage takes: `text` by prompts, `references` and `decode` by megapixels, `step` by `work` of tokens.
 
     `decode_pieces`: of one decode; the rest is one piece each. `failures`: by the name of a call, functions that are
-    asked first, with the renders, and may raise. `on_piece` is called after every piece and step.
+    asked first, with the renders, and may raise. `passing` is called before the clock
+    moves on, with the time to which it does.
     """
 
     clock: Clock
@@ -93,7 +94,7 @@ class ScriptedEngine:
     work_per_token: float = 1.0
     failures: dict[str, Callable[[Sequence[ScriptedRender]], object]] = field(default_factory=dict)
     calls: list[tuple[str, tuple[ScriptedRender, ...]]] = field(default_factory=list)
-    on_piece: Callable[[], object] = lambda: None
+    passing: Callable[[float], object] = lambda until: None
     keeps_calls: bool = True
     released: int = 0
 
@@ -171,5 +172,6 @@ class ScriptedEngine:
             self.failures[name](renders)
 
     def _take(self, seconds: float) -> None:
-        self.clock.now += seconds
-        self.on_piece()
+        until = self.clock.now + seconds
+        self.passing(until)
+        self.clock.now = until

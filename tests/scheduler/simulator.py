@@ -96,7 +96,7 @@ class Simulated:
 
 @dataclass
 class Simulation:
-    """Our scheduler on one device: requests come when their time has, also between two pieces of work.
+    """Our scheduler on one device: requests come at their time, also while a step runs.
 
     What runs beside the steps goes before the next one, as where one device is shared and nothing is idle.
     """
@@ -135,7 +135,7 @@ class Simulation:
         self.simulated: dict[Work, Simulated] = {}
         self.running_most = 0
         self._coming: list[Simulated] = []
-        self.engine.on_piece = self._arrive
+        self.engine.passing = self._arrive
 
     def run(self, arrivals: Sequence[Simulated]) -> None:
         """Serve all."""
@@ -144,13 +144,12 @@ class Simulation:
         while self._coming or self.simulated:
             if not (scheduler.aside.turn() or scheduler.stepping.turn()):
                 assert self._coming, "nothing is done, and somebody waits"
-                self.clock.now = max(self.clock.now, self._coming[-1].arrived)
-                self._arrive()
+                self._arrive(self._coming[-1].arrived)
 
-    def _arrive(self) -> None:
-        now = self.clock.now
-        while self._coming and self._coming[-1].arrived <= now:
+    def _arrive(self, until: float) -> None:
+        while self._coming and self._coming[-1].arrived <= until:
             one = self._coming.pop()
+            self.clock.now = max(self.clock.now, one.arrived)
             options = Options(0, STEPS, 1.0, preview=NO_PREVIEWS, priority=one.priority)
             request = Request("x", Operation.GENERATE, "a star", (), one.size, options, one.caller)
             try:
@@ -158,7 +157,6 @@ class Simulation:
             except KleinError as error:
                 one.failed = error
             else:
-                admitted.work.arrived = one.arrived  # not when the piece ended in which it came
                 self.simulated[admitted.work] = one
         self.running_most = max(self.running_most, self.scheduler.running)
 

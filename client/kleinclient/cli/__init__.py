@@ -24,6 +24,7 @@ INTERRUPTED, TERMINATED = 130, 143  # what shells say of commands that SIGINT an
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code, as `klein --help` says. Failures are one line."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's own log lines say nothing that our errors do not
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(argv)

@@ -9,9 +9,10 @@ from kleinclient.cli.arguments import FORMATS
 from kleinclient.cli.lines import Lines
 from kleinclient.cli.screen import Screen
 from kleinclient.client import Client
-from kleinclient.errors import KleinError
+from kleinclient.errors import KleinError, ServerUnreachable
 from kleinclient.events import Image, Preview
 from kleinclient.files import Destination
+from kleinclient.request import random_key
 from kleinclient.stream import ImageStream
 
 SUFFIXES = {"jpeg": ".jpg"}  # of previews; every other format is its own suffix
@@ -24,28 +25,36 @@ def make_image(klein: Client, arguments: Namespace) -> None:
     """
     if arguments.preview_dir:
         arguments.preview_dir.mkdir(parents=True, exist_ok=True)
-    with Destination(arguments.output) as destination, ask(klein, arguments) as stream:
-        view = Lines(stream) if arguments.json else Screen(arguments.server, quiet=arguments.quiet)
+    is_detached = arguments.command != "attach" and arguments.detach
+    if is_detached and arguments.key is None:
+        arguments.key = random_key()
+    with Destination(arguments.output) as destination:
         try:
-            image = follow(stream, view, arguments)
-        except (KleinError, KeyboardInterrupt):
-            if stream.accepted and getattr(arguments, "detach", False):
-                print(f"klein: the request goes on; klein attach {stream.idempotency_key}", file=sys.stderr)
+            follow(klein, arguments, destination)
+        except (KleinError, KeyboardInterrupt) as error:
+            if is_detached and may_go_on(error):
+                print(f"klein: the request may go on; klein attach {arguments.key}", file=sys.stderr)
             raise
-        destination.write(image.data)
+
+
+def follow(klein: Client, arguments: Namespace, destination: Destination) -> None:
+    """Show all that comes, write the previews, and at last the image."""
+    with ask(klein, arguments) as stream:
+        with Lines(stream) if arguments.json else Screen(arguments.server, quiet=arguments.quiet) as view:
+            for event in stream:
+                path = None
+                if isinstance(event, Preview) and arguments.preview_dir:
+                    path = event.save(preview_path(arguments.preview_dir, event))
+                view.show(event, path)
+        image = stream.result()
+    destination.write(image.data)
     view.show_result(image, arguments.output)
     warn(stream, image, arguments.output)
 
 
-def follow(stream: ImageStream, view: Lines | Screen, arguments: Namespace) -> Image:
-    """The image, all that comes before it shown, previews written too."""
-    with view:
-        for event in stream:
-            path = None
-            if isinstance(event, Preview) and arguments.preview_dir:
-                path = event.save(preview_path(arguments.preview_dir, event))
-            view.show(event, path)
-        return stream.result()
+def may_go_on(error: KleinError | KeyboardInterrupt) -> bool:
+    """Whether the server may be at work on a request that ended here; one that it ended itself has a reason."""
+    return isinstance(error, KeyboardInterrupt) or not (error.reason or isinstance(error, ServerUnreachable))
 
 
 def ask(klein: Client, arguments: Namespace) -> ImageStream:

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -22,14 +23,14 @@ LEFT = ("caller", "operation")  # of the totals; the other columns are numbers
 def show_usage(klein: Client, arguments: Namespace) -> None:
     """Totals by caller and operation, or every record."""
     start, end = arguments.start, arguments.end or datetime.now(UTC)
+    interval = f"{_minute(start)} to {_minute(end)} UTC"
     shows: dict[str, Callable[[Iterable[Any]], None]] = {"csv": print_csv, "json": print_json}
     if arguments.what == "records":
         records = klein.usage_records(start, end, caller=arguments.caller, after_record_id=arguments.after)
-        shows.get(arguments.format, print_records)(records)
+        shows.get(arguments.format, partial(print_records, interval))(records)
     else:
-        shows.get(arguments.format, print_totals)(klein.usage(start, end, caller=arguments.caller))
-    if arguments.format == "table":
-        print(f"{_minute(start)} to {_minute(end)} UTC")
+        totals = klein.usage(start, end, caller=arguments.caller)
+        shows.get(arguments.format, partial(print_totals, interval))(totals)
 
 
 def facts(row: Row) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def facts(row: Row) -> dict[str, Any]:
 
 def print_json(rows: Iterable[Row]) -> None:
     for row in rows:
-        print(json.dumps(facts(row), ensure_ascii=False))
+        print(json.dumps(facts(row), ensure_ascii=False), flush=True)
 
 
 def print_csv(rows: Iterable[Row]) -> None:
@@ -54,7 +55,7 @@ def print_csv(rows: Iterable[Row]) -> None:
         writer.writerow(flat)
 
 
-def print_totals(totals: Iterable[UsageTotal]) -> None:
+def print_totals(interval: str, totals: Iterable[UsageTotal]) -> None:
     """A table as wide as its content; a pipe gets the whole width."""
     table = Table(box=None, pad_edge=False)
     cells = [_total_cells(total) for total in totals]
@@ -63,20 +64,22 @@ def print_totals(totals: Iterable[UsageTotal]) -> None:
     for row in cells:
         table.add_row(*row.values())
     console = Console(highlight=False)
+    print(interval)
     if cells:
         console.print(table, width=None if console.is_terminal else 10_000)
     else:
         print("no requests")
 
 
-def print_records(records: Iterable[UsageRecord]) -> None:
+def print_records(interval: str, records: Iterable[UsageRecord]) -> None:
     """Line by line, in columns that fit what is usual."""
     line = "{:<19}  {:<16}  {:<9}  {:<9}  {:>9}  {:>5}  {:>9}  {:<36}  {}"
-    heading = line.format("ended", "caller", "operation", "outcome", "size", "steps", "cost", "record", "reason")
+    is_empty = True
     for record in records:
-        if heading:
-            print(heading)
-            heading = ""
+        if is_empty:
+            print(interval)
+            print(line.format("ended", "caller", "operation", "outcome", "size", "steps", "cost", "record", "reason"))
+        is_empty = False
         cells = (
             f"{record.end_time:%Y-%m-%d %H:%M:%S}",
             record.caller,
@@ -89,8 +92,8 @@ def print_records(records: Iterable[UsageRecord]) -> None:
             record.reason,
         )
         print(line.format(*cells).rstrip())
-    if heading:
-        print("no requests")
+    if is_empty:
+        print(f"{interval}\nno requests")
 
 
 def _total_cells(total: UsageTotal) -> dict[str, str]:

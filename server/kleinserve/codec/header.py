@@ -24,11 +24,11 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 def read(data: bytes) -> File:
     """The file's structure, bounded; nothing is decoded. Raises: ValueError, Excess."""
     if data.startswith(png.SIGNATURE):
-        return png.png(data)
+        return png.strip(data)
     if data.startswith(b"\xff\xd8\xff"):
-        return jpeg.jpeg(data)
+        return jpeg.strip(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return structure.webp(data)
+        return structure.count_webp(data)
     raise ValueError("neither PNG nor JPEG nor WebP")
 
 

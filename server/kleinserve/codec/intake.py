@@ -213,7 +213,7 @@ class Intake:
         answer: Reference | KleinError = Internal("references cannot be decoded now")
         try:
             if not decoding.answer.cancelled():
-                outcome, answer = await self._decoded(decoding, worker)
+                outcome, answer = await self._decode(decoding, worker)
         except Exception:  # it costs this reference, never the queue behind it
             worker.close()
             logger.exception("decoding a reference failed")
@@ -227,27 +227,27 @@ class Intake:
             decoding.answer.set_result(answer)
         self._serve()
 
-    async def _decoded(self, decoding: _Decoding, worker: _Worker) -> tuple[str, Reference | KleinError]:
+    async def _decode(self, decoding: _Decoding, worker: _Worker) -> tuple[str, Reference | KleinError]:
         """The outcome and what it means. A worker that dies is no reference's fault: one more is tried."""
         try:
-            return await self._tried(decoding, worker)
+            return await self._attempt(decoding, worker)
         except (OSError, EOFError):
             worker.close()
         if self._is_closed:
             return "cancelled", Draining()
         logger.warning("a worker that decodes references died; another takes its place")
-        return await self._tried(decoding, worker)
+        return await self._attempt(decoding, worker)
 
-    async def _tried(self, decoding: _Decoding, worker: _Worker) -> tuple[str, Reference | KleinError]:
+    async def _attempt(self, decoding: _Decoding, worker: _Worker) -> tuple[str, Reference | KleinError]:
         file = os.memfd_create("reference")
         try:
             os.pwrite(file, decoding.data, 0)
             answer = await worker.run(decoding.task, file)
-            return answer["outcome"], self._told(decoding.task.index, answer, file)
+            return answer["outcome"], self._read(decoding.task.index, answer, file)
         finally:
             os.close(file)
 
-    def _told(self, index: int, answer: dict[str, Any], file: int) -> Reference | KleinError:
+    def _read(self, index: int, answer: dict[str, Any], file: int) -> Reference | KleinError:
         """What a worker's answer means. It came from where strangers' bytes are read: nothing in it is trusted."""
         if answer["outcome"] not in OUTCOMES:
             raise ValueError("a worker's answer is none")

@@ -34,7 +34,7 @@ class _Walk:
     fill_bytes: int = 0
 
 
-def jpeg(data: bytes) -> File:
+def strip(data: bytes) -> File:
     """The file's first picture and what tells its meaning; comments, thumbnails, XMP and what follows it are left out.
 
     Raises: ValueError where a segment is damaged or the end is missing, Excess for too many parts.

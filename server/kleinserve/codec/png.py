@@ -18,7 +18,7 @@ ANCILLARY = (b"acTL", b"fcTL", b"tRNS", b"iCCP", b"eXIf")  # what is read beside
 TRNS_BYTES = {0: 2, 2: 6}  # by colour type: grey, RGB
 
 
-def png(data: bytes) -> File:
+def strip(data: bytes) -> File:
     """The file's pixels and what tells their meaning.
 
     Raises: ValueError where a critical chunk is missing or damaged, Excess for too many chunks.
@@ -28,6 +28,8 @@ def png(data: bytes) -> File:
     for kind, body in _chunks(data):
         if kind == b"IDAT":
             pixels.append(body)
+        elif kind == b"acTL" and kind in first:
+            first[kind] = b""  # two of them make no animation
         elif not pixels or kind == b"eXIf":  # EXIF alone may follow the pixels
             first.setdefault(kind, body)
     header = first.get(b"IHDR", b"")

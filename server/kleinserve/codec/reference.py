@@ -30,7 +30,12 @@ TURNS = {  # by EXIF orientation: what makes the picture upright
 
 
 def check(index: int, data: bytes, *, bytes_max: int, pixels_max: int) -> Size:
-    """The upright size of a reference that is worth decoding, from its header alone.
+    """The upright size of a reference that is worth decoding. Cost and errors: as `read_header`."""
+    return read_header(index, data, bytes_max=bytes_max, pixels_max=pixels_max)[1]
+
+
+def read_header(index: int, data: bytes, *, bytes_max: int, pixels_max: int) -> tuple[Image.Image, Size]:
+    """A reference that is worth decoding, and its upright size, from its header alone.
 
     Cost:   a millisecond for each megabyte, a second for a hostile file of 10 MiB: not for the event loop. No pixel
             is decoded.
@@ -54,11 +59,18 @@ def check(index: int, data: bytes, *, bytes_max: int, pixels_max: int) -> Size:
         raise ReferenceUnsupported(
             index, f"{size} pixels; the long edge may be at most {ASPECT_MAX} times the short one"
         )
-    return size
+    return image, size
 
 
 def decode(index: int, data: bytes, *, keep_alpha: bool) -> Pixels:
-    """A checked reference as the model sees it, of the size that `model_size` says.
+    """A checked reference as the model sees it: `read_header`, unlimited, and `read_pixels` in one."""
+    with _readable(index, "not a whole PNG, JPEG or WebP image"):
+        image = header.opened(header.read(data))
+    return read_pixels(index, image, keep_alpha=keep_alpha)
+
+
+def read_pixels(index: int, image: Image.Image, *, keep_alpha: bool) -> Pixels:
+    """An opened reference as the model sees it, of the size that `model_size` says.
 
     `keep_alpha` is for a VAE of 4 channels: RGBA with straight alpha. Otherwise RGB, composited on white.
     Raises: ReferenceUnreadable where the pixels are damaged or cut short, which no header tells.
@@ -66,7 +78,6 @@ def decode(index: int, data: bytes, *, keep_alpha: bool) -> Pixels:
             handling before it are ours.
     """
     with _readable(index, "damaged or truncated image"):
-        image = header.opened(header.read(data))
         turn = TURNS.get(header.orientation(image))
         image.load()
         image = colour.to_srgb(image)

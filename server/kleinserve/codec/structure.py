@@ -32,7 +32,7 @@ class File:
     metadata: dict[str | tuple[int, int], bytes] = field(default_factory=dict)
 
 
-def webp(data: bytes) -> File:
+def count_webp(data: bytes) -> File:
     """A WebP as it is, its chunks counted; libwebp reads it in linear time. Raises: ValueError, Excess."""
     position, count = 12, 0
     while position + 8 <= len(data):

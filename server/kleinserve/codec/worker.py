@@ -53,29 +53,29 @@ def main() -> None:
     with suppress(OSError):  # where /proc may not be written
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory ends, this goes before the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    Image.preinit()
+    Image.init()  # every plugin now, not in each fork
     control = socket.socket(fileno=0)
     while True:
         packet, files, _, _ = socket.recv_fds(control, PACKET_BYTES_MAX, 1)
         if not packet:
             return
         if files:  # else a cancel that came too late
-            control.send(_supervised(control, Task(**json.loads(packet)), files[0]))
+            control.send(_supervise(control, Task(**json.loads(packet)), files[0]))
             os.close(files[0])
 
 
-def _supervised(control: socket.socket, task: Task, file: int) -> bytes:
+def _supervise(control: socket.socket, task: Task, file: int) -> bytes:
     """Run one task in a fork. Returns its own answer, unread, or what ended it: budget, cancel, crash."""
     ours, theirs = os.pipe()
     if (fork := os.fork()) == 0:
-        _forked(task, file, theirs)
+        _run_fork(task, file, theirs)
     os.close(theirs)
     ended = _wait(control, ours, task.seconds_max * WALL_FACTOR)
     answer = os.read(ours, PACKET_BYTES_MAX) if ended is None else b""
     os.close(ours)
     os.kill(fork, signal.SIGKILL)
     _, status = os.waitpid(fork, 0)
-    return answer or json.dumps(ended or _death(task, os.waitstatus_to_exitcode(status))).encode()
+    return answer or json.dumps(ended or _explain(task, os.waitstatus_to_exitcode(status))).encode()
 
 
 def _wait(control: socket.socket, answers: int, seconds: float) -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ def _wait(control: socket.socket, answers: int, seconds: float) -> dict[str, Any
     return {"outcome": "over_budget", "description": f"decoding took more than {seconds:g} s; at most {seconds:g}"}
 
 
-def _death(task: Task, code: int) -> dict[str, Any]:
+def _explain(task: Task, code: int) -> dict[str, Any]:
     """What is said of a fork that ended without an answer."""
     if -code in (signal.SIGPROF, signal.SIGXCPU):
         limit = f"{task.seconds_max:g}"
@@ -100,7 +100,7 @@ def _death(task: Task, code: int) -> dict[str, Any]:
     return {"outcome": "crashed", "description": f"decoding it ended in a crash ({how})"}
 
 
-def _forked(task: Task, file: int, answers: int) -> NoReturn:
+def _run_fork(task: Task, file: int, answers: int) -> NoReturn:
     """Decode, answer, exit; never returns."""
     try:
         os.close(0)  # the server's socket: it ends with the process that forked
@@ -118,10 +118,11 @@ def _answer(task: Task, file: int) -> dict[str, Any]:
         base = _address_space()
         _limit_memory(base, task, pixels)
         data = os.pread(file, os.fstat(file).st_size, 0)
-        size = reference.check(task.index, data, bytes_max=task.bytes_max, pixels_max=task.pixels_max)
+        image, size = reference.read_header(task.index, data, bytes_max=task.bytes_max, pixels_max=task.pixels_max)
         pixels = size.pixels
         _limit_memory(base, task, pixels)
-        return _decoded(task, data, file)
+        del data
+        return _decode(task, image, file)
     except RefusedReference as error:
         description = error.violations[0].description
         return {"outcome": "refused", "reason": error.reason, "description": description}
@@ -136,9 +137,9 @@ def _answer(task: Task, file: int) -> dict[str, Any]:
         }
 
 
-def _decoded(task: Task, data: bytes, file: int) -> dict[str, Any]:
+def _decode(task: Task, image: Image.Image, file: int) -> dict[str, Any]:
     """Decode, and leave the pixels in the file in place of the bytes."""
-    pixels = reference.decode(task.index, data, keep_alpha=task.keep_alpha)
+    pixels = reference.read_pixels(task.index, image, keep_alpha=task.keep_alpha)
     digest = hashlib.sha256(f"{pixels.size}/{pixels.channels}/".encode() + pixels.data).hexdigest()
     os.ftruncate(file, 0)
     os.pwrite(file, pixels.data, 0)

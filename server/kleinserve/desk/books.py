@@ -13,6 +13,7 @@ from kleinserve.core.draft import Draft
 from kleinserve.desk.job import Job
 from kleinserve.errors import KleinError, LedgerUnavailable
 from kleinserve.metrics import Metrics
+from kleinserve.usage.keys import Keys, LostOwnership
 from kleinserve.usage.ledger import Ledger
 from kleinserve.usage.price import Price
 
@@ -22,7 +23,8 @@ log = structlog.get_logger()
 class Books:
     """Writes to the ledger and counts what is billable."""
 
-    def __init__(self, ledger: Ledger, price: Price, model: str, metrics: Metrics):
+    def __init__(self, ledger: Ledger, keys: Keys, price: Price, model: str, metrics: Metrics):
+        self._keys = keys
         self.ledger, self.price, self._model, self._metrics = ledger, price, model, metrics
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -32,13 +34,26 @@ class Books:
             raise LedgerUnavailable()
 
     async def settle(self, job: Job) -> None:
-        """Record the job's image as billable; when this returns it may be sent. Raises: LedgerUnavailable."""
-        await self.ledger.commit(self._record(job))
+        """Record the job's image as billable; when this returns it may be sent.
+
+        With its key's state in one transaction; nothing where it was recorded before. Raises: LedgerUnavailable.
+        """
+        if job.is_redraw:
+            return
+        if job.entry is None:
+            await self.ledger.commit(self._record(job))
+        else:
+            try:
+                await self._keys.commit(self._record(job), job.entry)
+            except LostOwnership as error:
+                job.is_redraw = True  # whoever has the key now records it
+                raise LedgerUnavailable("another server has taken this request over") from error
         self._metrics.billable(job.request.operation, job.usage, job.request.caller)
 
     def finish(self, job: Job) -> None:
         """Record a job that ended without an image, beside whatever follows."""
-        self._spawn(self._write(self._record(job)))
+        if not job.is_redraw:
+            self._spawn(self._write(self._record(job)))
 
     def refuse(self, request_id: str, caller: str, draft: Draft, error: KleinError, arrived: int) -> None:
         """Record a request that was refused, best effort."""
@@ -68,6 +83,7 @@ class Books:
         """Write what is being written, then close the ledger."""
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._keys.close()
         await self.ledger.close()
 
     async def _write(self, record: UsageRecord) -> None:

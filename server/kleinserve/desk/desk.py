@@ -8,13 +8,25 @@ import structlog
 
 from kleinserve.backend.backend import Backend
 from kleinserve.config import Config
-from kleinserve.core import Accepted, Admitted, Caller, Draft, Failed, Finished, OnDisconnect, Reference, Request
+from kleinserve.core import (
+    Accepted,
+    Admitted,
+    Caller,
+    Draft,
+    Failed,
+    Finished,
+    OnDisconnect,
+    Priority,
+    Reference,
+    Request,
+)
 from kleinserve.desk.books import Books, new_record_id
-from kleinserve.desk.job import Job, Stage
+from kleinserve.desk.job import READERS_MAX, Job, Stage
+from kleinserve.desk.keys import Held, KeyRing, gone
 from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place, Places
 from kleinserve.desk.reader import Reader, Terms
-from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, UnknownKey
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, QueueFull
 from kleinserve.identity.limits import Grant, Quota
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
@@ -40,6 +52,7 @@ class Stream:
 
     job: Job
     reader: Reader
+    grant: Grant | None = None  # a further reader's own
 
 
 class Intake(Protocol):
@@ -56,13 +69,14 @@ class Desk:
         backend: Backend,
         intake: Intake,
         books: Books,
+        ring: KeyRing,
         quota: Quota,
         lifecycle: Lifecycle,
         config: Config,
         metrics: Metrics,
     ):
         self._backend, self._intake, self._books, self._metrics = backend, intake, books, metrics
-        self._quota, self._lifecycle = quota, lifecycle
+        self._ring, self._quota, self._lifecycle = ring, quota, lifecycle
         self._loop = asyncio.get_running_loop()
         self._places = Places(
             config.queue_requests_max, config.queue_bytes_max, lambda: self._backend.load().busy_seconds
@@ -79,20 +93,58 @@ class Desk:
         self._books.check()
 
     async def open(self, draft: Draft, asked: Asked) -> Stream:
-        """A new job and its first reader. Raises: whatever refuses the request; then nothing of it is left."""
+        """A stream of the request's job: a new one's or, by its key, the running or kept one's.
+
+        Raises: whatever refuses the request; then nothing of it is left.
+        """
         self.check()
+        key = draft.options.idempotency_key
+        if not key:
+            return await self._new(draft, asked, None)
+        digest = await self._ring.digest(draft)
+        held = await self._ring.running(asked.caller.name, key, digest)
+        if held is not None:
+            return self._join(held, asked, _terms(draft, asked))
+        held = self._ring.hold(asked.caller.name, key, digest)
+        try:
+            draft, request_id = await self._ring.claim(held, draft, asked.request_id)
+            return await self._new(draft, replace(asked, request_id=request_id), held)
+        except BaseException:
+            self._ring.refuse(held)
+            raise
+
+    async def _new(self, draft: Draft, asked: Asked, held: Held | None) -> Stream:
         place = self._places.take(asked.held_bytes)
         try:
-            grant = self._quota.admit(asked.caller, self._megapixels(draft))
+            is_redraw = held is not None and held.is_redraw
+            grant = self._quota.admit(asked.caller, 0 if is_redraw else self._megapixels(draft))
             try:
                 request = await self._read(draft, asked, place)
-                return await self._submit(self._job(request, asked, grant), place, _terms(draft, asked))
+                return await self._submit(self._job(request, asked, grant, held), place, _terms(draft, asked), held)
             except BaseException:
                 grant.release(ran=False, by_server=False)
                 raise
         except BaseException:
             place.leave()
             raise
+
+    def _join(self, held: Held, asked: Asked, terms: Terms) -> Stream:
+        """A further stream of a job that runs, or whose image is kept."""
+        job = held.job
+        assert job is not None
+        if len(job.readers) >= READERS_MAX:
+            raise QueueFull(f"{READERS_MAX} streams read this job already", retry_seconds=1.0)
+        grant = self._quota.admit(asked.caller, 0)
+        try:
+            if terms.is_detached:
+                self._ring.reserve(held, job)
+        except BaseException:
+            grant.release(ran=False, by_server=False)
+            raise
+        self._metrics.replays.labels("attached" if job.image is None else "replayed").inc()
+        stream = Stream(job, job.join(terms, is_replay=True), grant)
+        self._readers_changed(job)
+        return stream
 
     def _megapixels(self, draft: Draft) -> int:
         """Of the output; where a reference decides the size it is one, since the model sees no larger one."""
@@ -109,11 +161,15 @@ class Desk:
             place.grow(sum(len(reference.pixels.data) for reference in references))
         return draft.request(asked.request_id, asked.caller.name, facts, references)
 
-    def _job(self, request: Request, asked: Asked, grant: Grant) -> Job:
-        price = self._books.price
+    def _job(self, request: Request, asked: Asked, grant: Grant, held: Held | None) -> Job:
+        used = usage(request.size, request.reference_sizes, self._books.price, billable=True)
+        entry = None if held is None else held.entry
+        is_redraw = held is not None and held.is_redraw
         return Job(
             request=request,
-            usage=usage(request.size, request.reference_sizes, price, billable=True),
+            usage=entry.usage if is_redraw and entry is not None and entry.usage is not None else used,
+            entry=entry,
+            is_redraw=is_redraw,
             record_id=new_record_id(),
             accept_microseconds=asked.arrived_microseconds,
             grant=grant,
@@ -122,13 +178,17 @@ class Desk:
             submitted=self._loop.time(),
         )
 
-    async def _submit(self, job: Job, place: Place, terms: Terms) -> Stream:
-        left = None if terms.deadline is None else terms.deadline - self._loop.time()
+    async def _submit(self, job: Job, place: Place, terms: Terms, held: Held | None) -> Stream:
+        left = None if terms.deadline is None or terms.is_detached else terms.deadline - self._loop.time()
+        if held is not None and terms.is_detached:
+            self._ring.reserve(held, job)
         job.accepted = self._accepted(job, await self._backend.submit(job.request, left, job.take))
         self._jobs[job.request.request_id] = job
         self._place[job] = place
         self._metrics.queue_depth.labels(job.request.options.priority.value).inc()
-        stream = Stream(job, job.join(terms, is_replay=False))
+        stream = Stream(job, job.join(terms, is_replay=job.is_redraw))
+        if held is not None:
+            self._ring.admit(held, job)
         self._watch(job)
         return stream
 
@@ -165,13 +225,31 @@ class Desk:
             self._backend.cancel(job.request.request_id)
 
     async def attach(self, key: str, asked: Asked) -> Stream:
-        raise UnknownKey("no job has this key")
+        """A stream of the caller's job with this key. Raises: UnknownKey, ResultGone, LedgerUnavailable."""
+        self.check()
+        held = await self._ring.running(asked.caller.name, key, None)
+        if held is None:
+            raise gone(await self._ring.gone(asked.caller.name, key))
+        return self._join(held, asked, Terms(deadline=asked.deadline, priority=Priority.BATCH))
 
     async def cancel(self, key: str, caller: Caller) -> None:
-        raise UnknownKey("no job has this key")
+        """End the caller's job with this key, or forget its image; either frees the key. Raises: UnknownKey."""
+        held = await self._ring.running(caller.name, key, None)
+        if held is None:
+            self._ring.store.forget(await self._ring.gone(caller.name, key))
+            return
+        job = held.job
+        assert job is not None
+        cancelled = Cancelled("cancelled by its key")
+        if job.is_committing:
+            self._ring.forget(held)
+            job.fail(cancelled)
+        else:
+            self.end(job, cancelled)
 
     def delivered(self, stream: Stream) -> None:
-        pass
+        """A stream has ended OK, with the whole image."""
+        self._ring.deliver(stream.job)
 
     def leave(self, stream: Stream) -> Stage:
         """A stream has ended, however; returns where its job was.
@@ -179,14 +257,30 @@ class Desk:
         A job that nobody reads any more ends, unless it is detached or its image is settled.
         """
         job, stage = stream.job, stream.job.stage
+        if stream.grant is not None:
+            stream.grant.release(ran=False, by_server=False)
         job.readers.discard(stream.reader)
         if job.readers:
-            self._watch(job)
+            self._readers_changed(job)
         elif not job.is_detached:
             self.end(job, Cancelled("its last reader went away"))
         if job.stage is Stage.DELIVERING and not job.readers:
-            job.end()
+            self._shelve(job)
         return stage
+
+    def _readers_changed(self, job: Job) -> None:
+        """Its deadline and its priority are its readers'."""
+        self._watch(job)
+        if job.stage in (Stage.WAITING, Stage.RUNNING):
+            left = None if job.deadline is None else job.deadline - self._loop.time()
+            self._backend.change(job.request.request_id, left, job.priority)
+
+    def _shelve(self, job: Job) -> None:
+        """Nobody reads it now: its image stays only where it is kept for its key."""
+        is_kept = self._ring.is_kept(job)
+        job.end(keeps_image=is_kept)
+        if not is_kept:
+            self._ring.end(job)
 
     def _changed(self, job: Job, before: Stage) -> None:
         """Keep the gauges, the places and the timers in step with the job's stage."""
@@ -203,6 +297,8 @@ class Desk:
             self._watch(job)
             is_ours = job.error is not None and not isinstance(job.error, Cancelled | DeadlinePassed)
             job.grant.release(ran=job.started is not None, by_server=is_ours)
+            if job.error is not None:
+                self._ring.end(job)
 
     def _ended(self, job: Job, last: Finished | Failed) -> None:
         """The backend's last word: settle and deliver the image, or record that there is none."""
@@ -229,10 +325,12 @@ class Desk:
             job.fail(Internal(f"internal error, request {job.request.request_id}"))
             self._close(job)
             return
-        job.deliver(last.image)
+        if job.stage is not Stage.OVER:  # cancelled by its key meanwhile
+            job.deliver(last.image)
+            self._ring.keep(job)
         self._forget(job)
-        if not job.readers:
-            job.end()
+        if job.stage is Stage.DELIVERING and not job.readers:
+            self._shelve(job)
 
     def _close(self, job: Job) -> None:
         self._books.finish(job)

@@ -27,6 +27,7 @@ from kleinserve.core import (
 from kleinserve.desk.reader import Reader, Terms
 from kleinserve.errors import Cancelled, DeadlinePassed, KleinError
 from kleinserve.identity.limits import Grant
+from kleinserve.usage.keys import Entry
 
 READERS_MAX = 8
 _URGENCY = tuple(Priority)
@@ -61,6 +62,8 @@ class Job:
     submitted: float = 0.0
     started: float | None = None
     readers: set[Reader] = field(default_factory=set)
+    entry: Entry | None = None  # of its key
+    is_redraw: bool = False  # billed before, never delivered: nothing is recorded again
     is_committing: bool = False  # from here on its image is billed, whoever leaves
     image: EncodedImage | None = None
     spent: Spent = field(default_factory=Spent)
@@ -100,7 +103,7 @@ class Job:
         """A further stream of this job: accepted, then the present state; past previews are not repeated."""
         assert self.accepted is not None
         reader = Reader(replace(self.accepted, is_replay=is_replay), terms)
-        if self.image is not None and self.stage is Stage.DELIVERING:
+        if self.image is not None:
             reader.finish(self.image, self.completed())
         else:
             for event in self._state():
@@ -147,11 +150,12 @@ class Job:
         for reader in self.readers:
             reader.fail(error)
 
-    def end(self) -> None:
-        """Its image is no longer here."""
+    def end(self, *, keeps_image: bool = False) -> None:
+        """Nobody reads it; its image is no longer here, or kept for its key."""
+        if not keeps_image:
+            self.image = None
         if self.stage is not Stage.OVER:
             self._become(Stage.OVER)
-        self.image = None
 
     def shown(self, now: float) -> dict[str, Any]:
         """What an operator sees of it."""

@@ -5,14 +5,23 @@ sequence's text, then every sequence's image tokens. Sequence order is what atte
 the text and image of sequence 0, then of sequence 1, and so on.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import accumulate, groupby, pairwise
+from typing import Any
 
+import structlog
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl
+from torch.nn.attention.varlen import varlen_attn
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,38 @@ class Packing:
         image_starts = [text_starts[-1] + n for n in (0, *accumulate(image_lengths))]
         parts = []
         for i, (text, image) in enumerate(zip(text_lengths, image_lengths, strict=True)):
-            parts.append(torch.arange(text_starts[i], text_starts[i] + text))
-            parts.append(torch.arange(image_starts[i], image_starts[i] + image))
+            parts.append(torch.arange(text_starts[i], text_starts[i] + text, device=device))
+            parts.append(torch.arange(image_starts[i], image_starts[i] + image, device=device))
         order = torch.cat(parts)
-        inverse = torch.empty_like(order)
-        inverse[order] = torch.arange(len(order))
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
         lengths = tuple(t + i for t, i in zip(text_lengths, image_lengths, strict=True))
-        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(lengths, order.to(device), inverse.to(device), ends.to(device), ends)
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
+        return cls(lengths, order, inverse, ends.to(device), ends)
+
+
+@cache
+def varlen(device: torch.device, dtype: torch.dtype, head_channels: int) -> Callable[..., Any] | None:
+    """torch's varlen_attn as it runs there; None where it does not, and each sequence attends by itself.
+
+    Tried once, with FA3 where it is installed. One split: else a sequence's bits would depend on its company.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if torch.cuda.get_device_capability(device)[0] == 9:
+        with suppress(Exception):  # not installed, or built for another torch
+            activate_flash_attention_impl("FA3")
+    query = torch.zeros(16, 1, head_channels, dtype=dtype, device=device)
+    ends = torch.tensor([0, 16], dtype=torch.int32, device=device)
+    error: Exception
+    for attention in (partial(varlen_attn, num_splits=1), varlen_attn):
+        try:
+            attention(query, query, query, ends, ends, 16, 16)
+        except Exception as refused:
+            error = refused
+        else:
+            return attention
+    log.warning("no variable-length attention: sequences attend one by one", device=str(device), error=str(error)[:200])
+    return None
 
 
 @torch.library.custom_op("kleinserve::attend", mutates_args=())
@@ -53,10 +86,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: T
     """
     bounds: list[int] = host_ends.tolist()
     lengths = [stop - start for start, stop in pairwise(bounds)]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(query[0], key[0], value[0], ends, ends, max(lengths), max(lengths))
+    packed = varlen(query.device, query.dtype, query.shape[-1])
+    if packed is not None:
+        out = packed(query[0], key[0], value[0], ends, ends, max(lengths), max(lengths))
         assert isinstance(out, Tensor)
         return out[None]
     parts, start = [], 0

@@ -28,18 +28,44 @@ GEOMETRY = "geometry:"
 PROMPT_TOKENS_MAX = 512  # what klein was trained with; a shorter tokenizer limit wins
 PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 LINE_CHARACTERS_MAX = 200  # of a library's message
+# A VAE's own repository has its weights at the top; of a pipeline's only whole single files lie there.
+WANTED = ("*.json", "*.txt", "*.jinja", "*/*.model", "*/*.safetensors", "diffusion_pytorch_model*.safetensors")
+GEOMETRIES = {
+    "klein-4b": (geometry.KLEIN_4B, False),
+    "klein-base-4b": (geometry.KLEIN_4B, True),
+    "klein-9b": (geometry.KLEIN_9B, False),
+    "klein-base-9b": (geometry.KLEIN_9B, True),
+}
 NETWORKS = ("text_encoder", "transformer", "vae")
 
 
-def find(model: str) -> Layout:
+def find(model: str, revision: str = "", vae: str = "") -> Layout:
     """The layout that `--model` names: mini, a directory, a hub id or a geometry.
 
+    `revision`: of a hub id. `vae`: a directory or hub id with a VAE that takes the place of the model's own.
     Raises: UnusableCheckpoint, one line saying what is missing.
     """
-    if model == GEOMETRY + "klein-4b":
-        return Layout("geometry:klein-4b", geometry.KLEIN_4B, MINI / "tokenizer", False, PROMPT_TOKENS_MAX)
-    has_weights, place = not model.startswith(GEOMETRY), model.removeprefix(GEOMETRY)
-    directory = MINI if model == "mini" else _directory(place)
+    other = _other_vae(vae) if vae else None
+    if (known := model.removeprefix(GEOMETRY)) in GEOMETRIES and model != known:
+        place, is_base = GEOMETRIES[known]
+        layout = Layout(model, place, MINI / "tokenizer", False, PROMPT_TOKENS_MAX, other, is_base)
+        with _readable(layout.part("vae")):
+            layout.check()
+        return layout
+    has_weights, place_name = not model.startswith(GEOMETRY), model.removeprefix(GEOMETRY)
+    directory = MINI if model == "mini" else _directory(place_name, revision)
+    if revision and (model == "mini" or Path(place_name).expanduser().is_dir()):
+        raise UnusableCheckpoint(f"revision {revision} is of a hub id, and {model} is none")
+    layout = _layout(directory, place_name, has_weights, other)
+    with _readable(directory):
+        layout.check()
+    if has_weights:
+        for part in NETWORKS:
+            _check_files(layout.part(part))
+    return layout
+
+
+def _layout(directory: Path, place: str, has_weights: bool, other: Path | None) -> Layout:
     index = directory / "model_index.json"
     if not index.is_file():
         raise UnusableCheckpoint(f"{directory}: no model_index.json, so not a diffusers-format checkpoint")
@@ -50,16 +76,21 @@ def find(model: str) -> Layout:
     if not has_weights and "tokenizer" in missing:
         missing.remove("tokenizer")
         tokenizer = MINI / "tokenizer"
+    if other is not None and "vae" in missing:
+        missing.remove("vae")
     if missing:
         raise UnusableCheckpoint(f"{directory}: lacks {', '.join(missing)}")
     name = directory.name if Path(place).expanduser().is_dir() else place  # a hub id's directory is named by a hash
-    layout = Layout(name if has_weights else GEOMETRY + name, directory, tokenizer, has_weights)
-    with _readable(directory):
-        layout.check()
-    if has_weights:
-        for part in NETWORKS:
-            _check_files(directory / part)
-    return layout
+    return Layout(name if has_weights else GEOMETRY + name, directory, tokenizer, has_weights, vae_directory=other)
+
+
+def _other_vae(vae: str) -> Path:
+    """Where its config lies: a VAE's own repository, or the part of a pipeline's."""
+    directory = _directory(vae)
+    for place in (directory, directory / "vae"):
+        if (place / "config.json").is_file():
+            return place
+    raise UnusableCheckpoint(f"{vae}: no VAE: neither config.json nor vae/config.json")
 
 
 def _check_files(directory: Path) -> None:
@@ -88,7 +119,7 @@ def _readable(path: Path | str, problem: str = "cannot be used") -> Iterator[Non
         raise UnusableCheckpoint(f"{path}: {problem}: {_line(error)}") from error
 
 
-def _directory(model: str) -> Path:
+def _directory(model: str, revision: str = "") -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -97,8 +128,7 @@ def _directory(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with _readable(model, "no directory, and not to be had from the hub"):
-        wanted = ["*.json", "*.txt", "*.jinja", "*/*.json", "*/*.txt", "*/*.jinja", "*/*.model", "*/*.safetensors"]
-        return Path(snapshot_download(model, allow_patterns=wanted))
+        return Path(snapshot_download(model, revision=revision or None, allow_patterns=[*WANTED]))
 
 
 def _line(error: Exception) -> str:
@@ -173,10 +203,22 @@ def _weights(layout: Layout, dtype: torch.dtype) -> dict[str, torch.nn.Module]:
     networks = {}
     for part, (kind, options) in wanted.items():
         options |= {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-        with _readable(layout.directory / part):
-            networks[part], report = kind.from_pretrained(layout.directory / part, **options)
+        directory = layout.part(part)
+        with _readable(directory):
+            networks[part], report = kind.from_pretrained(directory, **options)
         # Either library would go on with random or no values in their place.
         if lacking := sorted(report["missing_keys"]):
             problem = f"the weights lack {len(lacking)} tensors, first {lacking[0]}"
-            raise UnusableCheckpoint(f"{layout.directory / part}: {problem}")
+            raise UnusableCheckpoint(f"{directory}: {problem}")
+    with _readable(layout.part("vae")):
+        _keep_scale(networks["vae"].bn, layout.part("vae"))
     return networks
+
+
+def _keep_scale(norm: torch.nn.Module, directory: Path) -> None:
+    """Give `norm` its statistics in float32, whatever the dtype: they are the latents' scale, not weights."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in ("running_mean", "running_var"):
+                if f"bn.{name}" in tensors.keys():  # noqa: SIM118 - no mapping
+                    setattr(norm, name, tensors.get_tensor(f"bn.{name}").float())

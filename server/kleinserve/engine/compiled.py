@@ -12,24 +12,30 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from kleinserve.errors import UnusableCheckpoint
-
 # One graph serves all sizes. Of a block there are two, for one noise level and for several; of a norm two for each
 # number of channels, for one picture and for several; of all these as many as there are numbers of threads (cores.py).
 _OPTIONS = {"dynamic": True, "fullgraph": True}
 _GRAPHS_MAX = 64  # of one function
 
 
-def is_compiled(setting: str, device: torch.device) -> bool:
-    """Whether `setting` (auto, on, off) compiles here; auto: on CUDA where there is a C++ compiler.
+def is_wanted(setting: str, device: torch.device) -> bool:
+    """Whether `setting` (auto, on, off) means to compile here; auto: on CUDA."""
+    return setting == "on" or (setting == "auto" and device.type == "cuda")
 
-    Raises: UnusableCheckpoint where it is asked for and there is no compiler.
-    """
+
+def check() -> None:
+    """Raise RuntimeError where there is no C++ compiler, which every kind of compiling needs."""
     compiler = os.environ.get("CXX", "g++")
-    is_possible = shutil.which(compiler) is not None
-    if setting == "on" and not is_possible:
-        raise UnusableCheckpoint(f"compile on needs a C++ compiler, and {compiler} is not there")
-    return setting == "on" or (setting == "auto" and device.type == "cuda" and is_possible)
+    if shutil.which(compiler) is None:
+        raise RuntimeError(f"there is no C++ compiler {compiler}")
+
+
+def undo(*networks: nn.Module) -> None:
+    """Run eagerly from now on what `compile_blocks` and `compile_norms` had compiled."""
+    for network in networks:
+        for module in network.modules():
+            module._compiled_call_impl = None
+    torch.compiler.set_stance("default")
 
 
 def compile_blocks(transformer: Flux2Transformer2DModel) -> None:

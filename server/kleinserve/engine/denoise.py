@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kleinserve.core import EDGE_MULTIPLE, Size
 from kleinserve.engine import memory
-from kleinserve.engine.attention import PackedDoubleProcessor, PackedSingleProcessor, Packing
+from kleinserve.engine.attention import PackedDoubleProcessor, PackedSingleProcessor, Packing, varlen
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
 
@@ -63,34 +63,41 @@ def noise(size: Size, channels: int, seed: int) -> Tensor:
     return drawn[0].flatten(1).T.contiguous()
 
 
-def image_positions(time: int, size: Size) -> Tensor:
+def image_positions(time: int, size: Size, device: torch.device) -> Tensor:
     """Position ids [T, 4] of an image's tokens: (time, h, w, 0)."""
-    axes = torch.tensor([time]), torch.arange(size.height // EDGE_MULTIPLE), torch.arange(size.width // EDGE_MULTIPLE)
-    return torch.cartesian_prod(*axes, torch.arange(1))
+    rows, columns = size.height // EDGE_MULTIPLE, size.width // EDGE_MULTIPLE
+    positions = torch.zeros(rows, columns, 4, dtype=torch.long, device=device)
+    positions[..., 0] = time
+    positions[..., 1] = torch.arange(rows, device=device)[:, None]
+    positions[..., 2] = torch.arange(columns, device=device)
+    return positions.flatten(0, 1)
 
 
-def text_positions(tokens: int) -> Tensor:
+def text_positions(tokens: int, device: torch.device) -> Tensor:
     """Position ids [tokens, 4] of a prompt: (0, 0, 0, l)."""
-    positions = torch.zeros(tokens, 4, dtype=torch.long)
-    positions[:, 3] = torch.arange(tokens)
+    positions = torch.zeros(tokens, 4, dtype=torch.long, device=device)
+    positions[:, 3] = torch.arange(tokens, device=device)
     return positions
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one set of rows needs at every step while the set stays the same."""
+    """What one set of rows needs at every step while the set stays the same.
+
+    sequences: the row of each. texts, images, outputs: tokens of each sequence, outputs being those of the images that
+    are denoised. rotary: cosines and sines, float32 [all tokens, head channels], sequence order. context: [1, all text
+    tokens, D], stream order. places: sequence positions of the outputs.
+    """
 
     rows: tuple[Row, ...]
+    sequences: tuple[Row, ...]
+    texts: list[int]
+    images: list[int]
+    outputs: list[int]
     packing: Packing
-    rotary: tuple[Tensor, Tensor]  # cosines and sines, float32 [all tokens, head channels], sequence order
-    context: Tensor  # [1, all text tokens, D], stream order
-    outputs: Tensor  # sequence positions of the tokens being denoised
-    text_of: (
-        Tensor  # which sequence each text token is of; likewise of image tokens, of all in sequence order, of outputs
-    )
-    image_of: Tensor
-    token_of: Tensor
-    output_of: Tensor
+    rotary: tuple[Tensor, Tensor]
+    context: Tensor
+    places: Tensor
 
 
 class Denoiser:
@@ -107,6 +114,7 @@ class Denoiser:
         self._weights = double + sum(p.numel() for p in transformer.single_transformer_blocks.parameters())
         self._layers = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         self._pass: Pass | None = None
+        varlen(self.device, self.dtype, transformer.config.attention_head_dim)  # found out now, not in a step
 
     def work(self, tokens: int) -> float:
         """GFLOP of one sequence's part of a step: two per weight and token, and attention's products of all pairs."""
@@ -128,75 +136,92 @@ class Denoiser:
         memory.finish(self.device)  # what fails there may fail late; and old latents are freed for all streams
         for row, (estimate, latents) in zip(rows, moved, strict=True):  # nothing fails from here on
             row.estimate, row.latents, row.step = estimate, latents, row.step + 1
+        if any(row.is_done for row in rows):
+            self._pass = None  # this set does not come again: let its memory go
 
     def _prepare(self, rows: tuple[Row, ...]) -> Pass:
         if self._pass is not None and self._pass.rows == rows:
             return self._pass
-        sequences = [(row, context) for row in rows for context in row.contexts]
-        texts = [len(context) for _, context in sequences]
-        images = [len(row.latents) + len(row.references) for row, _ in sequences]
-        packing = Packing.of(texts, images, self.device)
-        positions, outputs, start = [], [], 0
-        for row, context in sequences:
-            positions += [text_positions(len(context)), image_positions(0, row.size)]
+        self._pass = None  # before the new one is made: there need not be room for both
+        device, pairs = self.device, [(row, context) for row in rows for context in row.contexts]
+        texts = [len(context) for _, context in pairs]
+        outputs = [len(row.latents) for row, _ in pairs]
+        images = [len(row.latents) + len(row.references) for row, _ in pairs]
+        positions, places, start = [], [], 0
+        for row, context in pairs:
+            positions += [text_positions(len(context), device), image_positions(0, row.size, device)]
             for i, size in enumerate(row.reference_sizes):
-                positions.append(image_positions(REFERENCE_TIME_STRIDE * (i + 1), size))
-            outputs.append(torch.arange(start + len(context), start + len(context) + len(row.latents)))
-            start += len(context) + len(row.latents) + len(row.references)
-        rotary = self.transformer.pos_embed(torch.cat(positions).to(self.device))
-        context_stream = torch.cat([context for _, context in sequences])[None]
-        of = [torch.arange(len(sequences)).repeat_interleave(torch.tensor(n)) for n in (texts, images, packing.lengths)]
-        output = torch.cat(outputs)
-        per_token = (t.to(self.device) for t in (output, *of, of[-1][output]))
-        self._pass = Pass(rows, packing, rotary, context_stream, *per_token)
+                positions.append(image_positions(REFERENCE_TIME_STRIDE * (i + 1), size, device))
+            start += len(context)
+            places.append(torch.arange(start, start + len(row.latents), device=device))
+            start += len(row.latents) + len(row.references)
+        self._pass = Pass(
+            rows,
+            tuple(row for row, _ in pairs),
+            texts,
+            images,
+            outputs,
+            Packing.of(texts, images, device),
+            self.transformer.pos_embed(torch.cat(positions)),
+            torch.cat([context for _, context in pairs])[None],
+            torch.cat(places),
+        )
         return self._pass
 
     def _velocities(self, prepared: Pass) -> list[Tensor]:
         """The predicted velocity of each row, float32 [T, C], guidance applied."""
-        model, rows, packing = self.transformer, prepared.rows, prepared.packing
-        sequences = [row for row in rows for _ in row.contexts]
-        embedding = self._time_embedding(sequences)  # [sequences or 1, D]
+        model, rows, packing, sequences = self.transformer, prepared.rows, prepared.packing, prepared.sequences
+        levels = list(dict.fromkeys(_level(row) for row in rows))  # modulation is computed once for each
+        of = [levels.index(_level(row)) for row in sequences]
+        embedding = self._time_embedding(levels)
         embedded = [model.x_embedder(row.latents.to(self.dtype)) for row in rows]
         image = torch.cat(
             [part for row, e in zip(rows, embedded, strict=True) for _ in row.contexts for part in (e, row.references)]
         )[None]
         text = prepared.context
-        image_modulation = _per_token(model.double_stream_modulation_img(embedding), prepared.image_of)
-        text_modulation = _per_token(model.double_stream_modulation_txt(embedding), prepared.text_of)
+        image_modulation = _per_token(model.double_stream_modulation_img(embedding), of, prepared.images)
+        text_modulation = _per_token(model.double_stream_modulation_txt(embedding), of, prepared.texts)
         extras = {"packing": packing}
         for block in model.transformer_blocks:
             text, image = block(image, text, image_modulation, text_modulation, prepared.rotary, extras)
 
         hidden = torch.cat([text, image], dim=1)[:, packing.order]
-        modulation = _per_token(model.single_stream_modulation(embedding), prepared.token_of)
+        modulation = _per_token(model.single_stream_modulation(embedding), of, packing.lengths)
         for block in model.single_transformer_blocks:
             hidden = block(hidden, None, modulation, prepared.rotary, extras)
 
         # AdaLayerNormContinuous, with its scale and shift per token: scale comes first here, unlike in the blocks.
         norm = model.norm_out
-        scale, shift = _per_token(norm.linear(norm.silu(embedding)), prepared.output_of).chunk(2, dim=-1)
-        hidden = norm.norm(hidden[:, prepared.outputs]) * (1 + scale) + shift
-        velocity = list(model.proj_out(hidden)[0].float().split([len(row.latents) for row in sequences]))
+        scale, shift = _per_token(norm.linear(norm.silu(embedding)), of, prepared.outputs).chunk(2, dim=-1)
+        hidden = norm.norm(hidden[:, prepared.places]) * (1 + scale) + shift
+        velocity = list(model.proj_out(hidden)[0].float().split(prepared.outputs))
         return _guided(rows, velocity)
 
-    def _time_embedding(self, sequences: list[Row]) -> Tensor:
-        """[sequences, D], or [1, D] where all share one noise level and guidance (their modulation broadcasts)."""
-        levels = [(row.sigmas[row.step], row.guidance_scale) for row in sequences]
-        if len(set(levels)) == 1:
-            levels = levels[:1]
-        sigma = torch.tensor([level for level, _ in levels], dtype=torch.float32)
+    def _time_embedding(self, levels: list[tuple[float, float]]) -> Tensor:
+        """[levels, D] of noise levels and guidance scales. Made on the device: nothing is copied there in a step."""
+        sigma, scale = (torch.stack([self._full(value) for value in values]) for values in zip(*levels, strict=True))
         # The stock pipeline rounds 1000 sigma to the model's dtype, divides, and the model multiplies again.
-        time = (sigma * 1000).to(self.device, self.dtype) / 1000 * 1000
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.tensor([scale for _, scale in levels]).to(self.device, self.dtype) * 1000
+        time = (sigma * 1000).to(self.dtype) / 1000 * 1000
+        guidance = scale.to(self.dtype) * 1000 if self.transformer.config.guidance_embeds else None
         embedding: Tensor = self.transformer.time_guidance_embed(time, guidance)
         return embedding
 
+    def _full(self, value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float32, device=self.device)
 
-def _per_token(values: Tensor, of: Tensor) -> Tensor:
-    """[sequences, k] -> [1, tokens, k] by each token's sequence; one shared row stays [1, 1, k] and broadcasts."""
-    return values[:, None] if len(values) == 1 else values[of][None]
+
+def _level(row: Row) -> tuple[float, float]:
+    return row.sigmas[row.step], row.guidance_scale
+
+
+def _per_token(values: Tensor, of: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """[levels, k] -> [1, tokens, k]: sequence i has `lengths[i]` tokens of level `of[i]`.
+
+    A single level stays [1, 1, k] and broadcasts.
+    """
+    if len(values) == 1:
+        return values[:, None]
+    return torch.cat([values[level].expand(length, -1) for level, length in zip(of, lengths, strict=True)])[None]
 
 
 def _guided(rows: tuple[Row, ...], velocities: list[Tensor]) -> list[Tensor]:

@@ -10,9 +10,10 @@ import platform
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import structlog
 import torch
 
 from kleinserve.config import Config
@@ -32,13 +33,16 @@ from kleinserve.core import (
     Variant,
 )
 from kleinserve.engine import alpha, checkpoint, compiled, memory, pixels, preview, quantized, schedule, upsample
+from kleinserve.engine.conditioning import Conditioning
 from kleinserve.engine.cores import Cores
-from kleinserve.engine.denoise import Denoiser, Row, noise
+from kleinserve.engine.denoise import Denoiser
 from kleinserve.engine.references import ReferenceEncoder
 from kleinserve.engine.render import Render
-from kleinserve.engine.text import TextEncoder, Tokenizer, Tokens
+from kleinserve.engine.text import TextEncoder, Tokenizer
 from kleinserve.engine.vae import Pieces, Vae
-from kleinserve.errors import AlphaUnavailable
+from kleinserve.errors import AcceleratorLost, AlphaUnavailable, UnusableCheckpoint
+
+log = structlog.get_logger()
 
 
 class Engine:
@@ -49,14 +53,14 @@ class Engine:
         device, self._is_offloaded = self.plan.device, self.plan.is_offloaded
         self._cores = Cores(config.torch_threads if device.type == "cpu" else 1)
         quantized.check(config.quantize, device, self.plan.dtype)
-        self.is_compiled, self._is_quantized = compiled.is_compiled(config.compile, device), config.quantize == "fp8"
+        self._is_quantized = config.quantize == "fp8"
         modules = checkpoint.load(layout, self.plan.dtype)
         upsample.fold(modules.vae)
         modules.vae.to(memory_format=torch.channels_last)
         modules.transformer.to(device)
         if self._is_quantized:
             quantized.quantize(modules.transformer)
-        self._mu_policy, self._scheduler, self._device = config.mu_policy, modules.scheduler, device
+        self._device = device
         self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._warming = threading.Lock()
         self._transparent_phrase = layout.transparent_phrase
@@ -65,7 +69,7 @@ class Engine:
         self._lend_vae = memory.lender(modules.vae, device, self._is_offloaded)
         limit = layout.prompt_tokens_limit or min(checkpoint.PROMPT_TOKENS_MAX, modules.tokenizer.model_max_length)
         is_mistral = layout.text_encoder_class == "Mistral3ForConditionalGeneration"
-        self._text = TextEncoder(
+        text = TextEncoder(
             modules.text_encoder,
             modules.transformer.context_embedder,
             Tokenizer(modules.tokenizer, limit, is_mistral=is_mistral),
@@ -74,16 +78,39 @@ class Engine:
             device,
             memory.lender(modules.text_encoder, device, self._is_offloaded),
         )
-        self._references = ReferenceEncoder(
+        references = ReferenceEncoder(
             self._vae, modules.transformer.x_embedder, config.reference_cache_bytes_max, self._lend_vae
         )
+        self.facts = self._facts(layout, modules, limit)
+        is_guided = self.facts.variant is Variant.BASE
+        sigmas = partial(schedule.sigmas, modules.scheduler, policy=config.mu_policy)
+        self._conditioning = Conditioning(text, references, self._vae.latent_channels, sigmas, is_guided=is_guided)
         with self._cores.share(), self._lend_vae():
             self._preview = preview.fit(self._vae)
-        if self.is_compiled:
-            compiled.compile_blocks(modules.transformer)
-        if self.is_compiled and device.type == "cuda":
-            compiled.compile_norms(modules.vae)
-        self.facts = self._facts(layout, modules, limit)
+        self.compile_state = "eager"  # or "compiled", or "failed: " and why; what was asked for is known after warm()
+        self._must_compile = config.compile == "on"
+        if compiled.is_wanted(config.compile, device):
+            with self._falling_back():
+                compiled.check()
+                compiled.compile_blocks(modules.transformer)
+                if device.type == "cuda":
+                    compiled.compile_norms(modules.vae)
+                self.compile_state = "compiled"
+
+    @contextmanager
+    def _falling_back(self) -> Iterator[None]:
+        """Go on eagerly where what is compiled in the block cannot be. Raises: UnusableCheckpoint where it must be."""
+        try:
+            yield
+        except AcceleratorLost:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            if self._must_compile:
+                raise UnusableCheckpoint(f"compile on: {reason}") from error
+            compiled.undo(self._denoiser.transformer, self._vae.module)
+            self.compile_state = f"failed: {reason}"
+            log.warning("not compiled, serving eagerly", error=reason)
 
     def _facts(self, layout: checkpoint.Layout, modules: checkpoint.Modules, prompt_tokens_max: int) -> ModelFacts:
         embedded = modules.transformer.config.guidance_embeds
@@ -106,29 +133,39 @@ class Engine:
     def warm(self) -> None:
         """Compile, where that is chosen, for all the threads and for half of them; afterwards nothing is compiled.
 
+        On CUDA an image of the default size is made too: library handles and plans are the calling thread's own.
         Lengths that are equal, or equal a width of the model, are taken for one and the same: hence the odd sizes, and
         two sets of several noise levels.
         """
-        if not self.is_compiled:
-            return
-        channels, size = 4 if self.facts.has_native_alpha else 3, Size(96, 64)
-        reference = Reference(Pixels(Size(80, 64), channels, bytes(80 * 64 * channels)), b"")
+        with self._warming:
+            if self.compile_state == "compiled":
+                with self._falling_back(), compiled.compiling():
+                    for beside in (nullcontext(), self._cores.crowded()):
+                        with beside:
+                            self._draw(Size(96, 64), Size(80, 64), together=3)
+            if self._device.type == "cuda":
+                self._draw(self.facts.default_size, self.facts.default_size, together=1)
+
+    def _draw(self, size: Size, reference_size: Size, together: int) -> None:
+        """Make edits of `size` as requests do, more of them at each step."""
+        channels = 4 if self.facts.has_native_alpha else 3
+        reference = Reference(Pixels(reference_size, channels, bytes(reference_size.pixels * channels)), b"")
         options = Options(0, 3, self.facts.default_guidance_scale)
         asked = Request("warm-up", Operation.EDIT, "", (reference,), size, options)
-        with self._warming, compiled.compiling():
-            for beside in (nullcontext(), self._cores.crowded()):
-                renders = [self.render(asked) for _ in range(3)]
-                with beside:
-                    for render in renders:
-                        _finish(self.begin(render))
-                    for count in (1, 2, 3):  # their noise levels differ from the second on
-                        self.step(renders[:count])
-                    _finish(self.decode(renders[:1]))
-                    _finish(self.decode(renders[1:]))
+        renders = [self.render(asked) for _ in range(together)]
+        for render in renders:
+            _finish(self.begin(render))
+        for count in range(1, together + 1):  # their noise levels differ from the second on
+            self.step(renders[:count])
+        for shown in self.previews(renders[:1]):
+            shown()
+        _finish(self.decode(renders[:1]))
+        if renders[1:]:
+            _finish(self.decode(renders[1:]))
 
     def render(self, request: Request) -> Render:
         """A picture not yet begun: the prompt tokenised, with the phrase that asks for a cut-out. From any thread."""
-        tokenize, prompt = self._text.tokenizer.tokenize, request.prompt
+        tokenize, prompt = self._conditioning.text.tokenizer.tokenize, request.prompt
         if not request.is_transparent:
             return Render(request, tokenize(prompt), passes=1)
         if not self.facts.has_native_alpha:
@@ -141,7 +178,7 @@ class Engine:
     def demand(self, render: Render) -> Demand:
         """What it asks of the stages from now on; before it is begun, of its first pass."""
         request, row = render.request, render.row
-        sequences = 2 if self._needs_empty(request) else 1
+        sequences = 2 if self._conditioning.needs_empty(request) else 1
         own = self.facts.prompt_tokens_max + request.size.tokens
         own += sum(reference.pixels.size.tokens for reference in request.references)
         tokens = sequences * own if row is None else row.tokens
@@ -183,65 +220,15 @@ class Engine:
 
     def text(self, renders: Sequence[Render]) -> Iterator[None]:
         """Encode their prompts, or find them in the cache: a piece each time it is advanced."""
-        return self._pieces(self._encode_text(renders), self._cores.same)
-
-    def _encode_text(self, renders: Sequence[Render]) -> Pieces[None]:
-        hits = [self._text.is_cached(render.prompt) for render in renders]
-        prompts = [self._prompts(render.request, render.prompt) for render in renders]
-        contexts = yield from self._text.encode([prompt for own in prompts for prompt in own])
-        for render, own, hit in zip(renders, prompts, hits, strict=True):
-            render.contexts, render.prompt_hit = tuple(contexts[prompt.ids] for prompt in own), hit
+        return self._pieces(self._conditioning.encode_text(renders), self._cores.same)
 
     def begin(self, render: Render) -> Iterator[None]:
         """Encode its references, a piece at a time, and its prompt before; at the end its first step can be taken."""
-        return self._pieces(self._begin(render), self._cores.same)
-
-    def _begin(self, render: Render) -> Pieces[None]:
-        if render.contexts is None:
-            yield from self._encode_text([render])
-        assert render.contexts is not None
-        references = render.request.references
-        hits = [self._references.is_cached(reference) for reference in references]
-        render.row = yield from self._row(render.request, references, render.contexts)
-        render.reference_hits = hits
+        return self._pieces(self._conditioning.begin(render), self._cores.same)
 
     def begin_second(self, render: Render) -> Iterator[None]:
         """Begin the second pass of a `difference` cut-out: the picture on white, edited to black with the same seed."""
-        return self._pieces(self._begin_second(render), self._cores.same)
-
-    def _begin_second(self, render: Render) -> Pieces[None]:
-        on_white = render.picture
-        assert on_white is not None
-        prompts = self._prompts(render.request, self._text.tokenizer.tokenize(alpha.TO_BLACK))
-        contexts = yield from self._text.encode(prompts)
-        reference = Reference(alpha.pixels(alpha.quantise(on_white)), b"")  # it comes once: not to be kept
-        row = yield from self._row(render.request, [reference], tuple(contexts[prompt.ids] for prompt in prompts))
-        render.row, render.on_white, render.picture = row, on_white, None
-
-    def _row(
-        self, request: Request, references: Sequence[Reference], contexts: tuple[torch.Tensor, ...]
-    ) -> Pieces[Row]:
-        width = self._denoiser.transformer.inner_dim
-        tokens = yield from self._references.encode(references)
-        nothing = torch.empty(0, width, dtype=self._denoiser.dtype, device=self._device)
-        options, size = request.options, request.size
-        return Row(
-            size=size,
-            latents=noise(size, self._vae.latent_channels, options.seed).to(self._device),
-            references=torch.cat(tokens) if tokens else nothing,
-            reference_sizes=tuple(r.pixels.size for r in references),
-            contexts=contexts,
-            sigmas=schedule.sigmas(self._scheduler, size.tokens, options.steps, self._mu_policy),
-            guidance_scale=options.guidance_scale,
-        )
-
-    def _prompts(self, request: Request, prompt: Tokens) -> list[Tokens]:
-        """What its sequences are conditioned on: `prompt`, and for real guidance the empty one."""
-        return [prompt, self._text.tokenizer.tokenize("")] if self._needs_empty(request) else [prompt]
-
-    def _needs_empty(self, request: Request) -> bool:
-        # As the stock pipeline: classifier-free guidance only above 1.
-        return self.facts.variant is Variant.BASE and request.options.guidance_scale > 1
+        return self._pieces(self._conditioning.begin_second(render), self._cores.same)
 
     def step(self, renders: Sequence[Render]) -> None:
         """Advance every render by one step in one pass."""
@@ -324,7 +311,7 @@ class Engine:
         else:
             device = f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
         kept = "offload" if self._is_offloaded else "resident"
-        how = f"{self.facts.dtype}, {kept}, {'compiled' if self.is_compiled else 'eager'}"
+        how = f"{self.facts.dtype}, {kept}, {'compiled' if self.compile_state == 'compiled' else 'eager'}"
         return f"{self.facts.name}, {self.work_per_token} GFLOP, {device}, {how}"
 
     def memory_bytes(self) -> dict[str, int]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_module_tensor_to_device
 
-KLEIN_4B = Path(__file__).parent / "klein-4b"  # the configs alone, as published
+KLEIN_4B = Path(__file__).parent / "klein-4b"  # the configs alone, as published; base and distilled have the same
+KLEIN_9B = Path(__file__).parent / "klein-9b"
 _SEED = 0
 _POOL_ELEMENTS = 1 << 20  # random values are drawn once and repeated: filling 7 billion takes seconds, not minutes
 

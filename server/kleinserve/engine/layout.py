@@ -29,13 +29,22 @@ TEXT_ENCODERS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """A checkpoint directory's configs. `has_weights` False: a geometry."""
+    """A checkpoint directory's configs. `has_weights` False: a geometry.
+
+    `vae_directory`: another VAE than its own. `is_base`: a geometry's configs but for the distillation.
+    """
 
     name: str
     directory: Path
     tokenizer_directory: Path
     has_weights: bool
     prompt_tokens_limit: int | None = None
+    vae_directory: Path | None = None
+    is_base: bool = False
+
+    def part(self, name: str) -> Path:
+        """The directory of one of its networks."""
+        return self.vae_directory if name == "vae" and self.vae_directory else self.directory / name
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -44,7 +53,7 @@ class Layout:
     @property
     def is_distilled(self) -> bool:
         """Step-wise distilled: guidance has no effect. Absent from model_index.json: a base model."""
-        return bool(self.index.get("is_distilled", False))
+        return not self.is_base and bool(self.index.get("is_distilled", False))
 
     @property
     def text_encoder_class(self) -> str:
@@ -56,7 +65,7 @@ class Layout:
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
-        return _whole_config(AutoencoderKLFlux2, self.directory / "vae")
+        return _whole_config(AutoencoderKLFlux2, self.part("vae"))
 
     @cached_property
     def text_layers(self) -> tuple[int, int, int]:

@@ -20,7 +20,9 @@ from kleinserve.scheduler.work import Need, Work
 
 _OPEN_MAX = 3  # units at once: each holds its part of the device's memory
 _SHORT = 0.5  # of the unit at hand: what takes longer does not go before it
+_LONGEST = 0.25  # of a unit: the piece of it that takes longest, by measurement a fifth of a decode
 _LOOK_SECONDS = 0.05  # after which the ranks are looked at again, though nobody came
+_LOOK_AT_ALL_SECONDS = 0.25
 _DONE = object()
 
 log = structlog.get_logger()
@@ -66,7 +68,7 @@ class Aside:
         self._open: list[Unit] = []
         self._ration = Ration()
         self._is_cramped = False  # memory did not suffice beside what is open: nothing more is opened until it is done
-        self._seen, self._look = -1, 0.0
+        self._seen, self._look, self._look_at_all = -1, 0.0, 0.0
 
     def turn(self) -> bool:
         """Advance the best work by one piece, if there is any; whether there was."""
@@ -92,12 +94,25 @@ class Aside:
         is_alone = any(work.is_alone for unit in self._open for work in unit.works)
         if self._is_cramped or is_alone or len(self._open) >= _OPEN_MAX:
             return
-        works = self._queue.begun_works()
-        if self._queue.has_waiting() and self._window.has_room(len(works), self._queue.tokens, 0, is_first=True):
-            works = self._queue.works()
-        chosen = self._choose(self._ending.expire(works, now), now)
-        if held := self._queue.hold(chosen):
+        begun = self._queue.begun_works()
+        works = self._ending.expire([*begun, *self._waiting(begun, now)], now)
+        if held := self._queue.hold(self._choose(works, now)):
             self._enter(held, is_tiled=False)
+
+    def _waiting(self, begun: Sequence[Work], now: float) -> Sequence[Work]:
+        """Those that are looked at for being begun: all where there is room for the next one, whoever that is.
+
+        Where there is room only for one that goes before all that wait, those who came since the last look; and all
+        now and then, since ranks change with time.
+        """
+        tokens, ahead = self._queue.tokens, sum(work.started is None for work in begun)
+        if not self._window.has_room(len(begun), tokens, 0, is_first=True):
+            return ()
+        is_open = ahead < self._window.ahead and self._window.has_room(len(begun), tokens, 0, is_first=False)
+        if is_open or now >= self._look_at_all:
+            self._look_at_all = now + _LOOK_AT_ALL_SECONDS
+            return self._queue.take_waiting(fresh_only=False)
+        return self._queue.take_waiting(fresh_only=True)
 
     def _choose(self, works: Sequence[Work], now: float) -> list[Work]:
         """The best-ranked work that needs something here, with others that need the same; none after that at hand."""
@@ -139,6 +154,8 @@ class Aside:
     def _advance(self, unit: Unit, now: float) -> None:
         is_aged = self._forecast.claim(unit.works[0]).standing.is_aged(now)
         started, is_done = self._clock(), False
+        for work in unit.works:
+            work.busy_until = started + _LONGEST * unit.predicted
         failure: Exception | None = None
         try:
             with self._watch.over(unit.predicted):

@@ -15,7 +15,6 @@ from kleinserve.scheduler.turns import Ration
 from kleinserve.scheduler.work import Need, Work
 
 _PRIORITIES = {priority: rank for rank, priority in enumerate(Priority)}  # in the policy's order
-_LONGEST = 0.25  # of a decode: the piece of it that takes longest, by measurement a fifth
 _DRIFT = 0.1  # from which on everything is predicted anew
 _RENEW_SECONDS = 0.5
 
@@ -74,14 +73,17 @@ class Forecast:
             work.claim, work.claim_epoch = claim, epoch
         return claim
 
+    def claims(self, works: Sequence[Work], now: float) -> list[Claim]:
+        """What admission sees of them, with what is under way."""
+        claims = []
+        for work in works:
+            claim = self.claim(work)
+            busy = work.busy_until - now if work.is_held else 0.0
+            claims.append(Claim(claim.standing, claim.share, busy) if busy > 0 else claim)
+        return claims
+
     def _claim(self, work: Work) -> Claim:
         cost = self._kept
-        if not work.is_begun:
-            held = 0.0
-        elif work.need is Need.STEPS:
-            held = cost.lines["step"].seconds(work.demand.work)
-        else:
-            held = _LONGEST * self.beside_seconds(work.need, [work])
         standing = Standing(
             priority=_PRIORITIES[work.priority],
             account=work.account,
@@ -93,7 +95,7 @@ class Forecast:
             remaining=self.remaining(work),
             whole=cost.remaining(work.demand, work.render.total_steps, is_begun=False),
         )
-        return Claim(standing, cost.share(work.demand, work.steps_left, is_begun=work.is_begun), held)
+        return Claim(standing, cost.share(work.demand, work.steps_left, is_begun=work.is_begun))
 
     def standings(self, works: Sequence[Work]) -> list[Standing]:
         return [self.claim(work).standing for work in works]

@@ -29,6 +29,7 @@ class Queue:
     def __init__(self, share_of: Callable[[Work], Share]):
         self._share_of = share_of
         self._waiting: dict[Work, None] = {}  # their prompts are not encoded, nor being encoded
+        self._fresh: list[Work] = []  # of those, who came since the loop beside the steps last looked
         self._begun: dict[Work, None] = {}  # the device holds something of theirs
         self._started = self._tokens = 0
         self._total = Share(0.0, 0.0)
@@ -64,6 +65,7 @@ class Queue:
         share = self._share_of(work)
         with self._changed:
             self._waiting[work] = None
+            self._fresh.append(work)
             self._add(work, share)
             self._ring(Loop.ASIDE)
 
@@ -154,8 +156,12 @@ class Queue:
         with self._changed:
             return [*self._begun, *self._waiting]
 
-    def has_waiting(self) -> bool:
-        return bool(self._waiting)
+    def take_waiting(self, *, fresh_only: bool) -> list[Work]:
+        """Those that are not begun; or of them only who came since this was last asked."""
+        with self._changed:
+            fresh, self._fresh = self._fresh, []
+            works = fresh if fresh_only else self._waiting
+            return [work for work in works if work in self._waiting and not work.is_gone]
 
     def recount(self) -> None:
         """Every work's share is another now."""

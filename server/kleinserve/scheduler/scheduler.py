@@ -126,7 +126,7 @@ class Scheduler:
         work = self._work(render, deadline, priority)
         try:
             now = work.arrived
-            claims = [self._forecast.claim(other) for other in self._queue.works() if not other.is_gone]
+            claims = self._forecast.claims(self._present(), now)
             if deadline is not None:
                 self._check_deadline(work, deadline, claims, now)
             wait = self._wait_of(work, claims, now)
@@ -135,6 +135,9 @@ class Scheduler:
             raise
         self._queue.put(work)
         return Admitted(work, wait, self._forecast.remaining(work))
+
+    def _present(self) -> list[Work]:
+        return [work for work in self._queue.works() if not work.is_gone]
 
     def _work(self, render: Render, deadline: float | None, priority: Priority | None) -> Work:
         account = self._turns.come(render.request.caller)
@@ -208,7 +211,7 @@ class Scheduler:
         """Predicted seconds that a STANDARD request of the default size would wait now; looked at once a second."""
         now = self._clock()
         if now >= self._wait_until:
-            claims = [self._forecast.claim(work) for work in self._queue.works() if not work.is_gone]
+            claims = self._forecast.claims(self._present(), now)
             work = self._work(self._typical, None, Priority.STANDARD)
             self._turns.go(ANONYMOUS.name)
             self._wait, self._wait_until = self._wait_of(work, claims, now), now + _WAIT_SECONDS
@@ -216,7 +219,7 @@ class Scheduler:
 
     def positions(self) -> list[Place]:
         """Of the waiting works, those to be told their position now; to be asked about every 0.5 s."""
-        now, works = self._clock(), [work for work in self._queue.works() if not work.is_gone]
+        now, works = self._clock(), self._present()
         places: list[Place] = []
         before = Share(0.0, 0.0)
         if any(work.started is None for work in works):

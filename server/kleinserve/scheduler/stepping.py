@@ -84,8 +84,10 @@ class Stepping:
                 self._metrics.step_tokens_max.set(self._budget.tokens_max)
             self._engine.release()
 
-        started = self._clock()
-        with self._watch.over(self._forecast.step_seconds(works)):
+        started, predicted = self._clock(), self._forecast.step_seconds(works)
+        for work in works:
+            work.busy_until = started + predicted
+        with self._watch.over(predicted):
             stepped = together(self._advance, works, self._ending, shrink)
         seconds = self._clock() - started
         self._forecast.charge(works, seconds, [work.demand.work for work in works])

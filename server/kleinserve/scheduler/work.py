@@ -21,13 +21,14 @@ class Need(Enum):
     SECOND = "second"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Work:
     """One request on its way through the engine. Whoever holds it changes it; `is_gone` and the deadline, anyone.
 
     `arrived`, `started`, `deadline`: seconds on the scheduler's clock. `account`: its caller's turns.
     `accelerator_seconds`: its share, by work, of each step, prompt, reference and decode run.
-    `at_hand_seconds`: had so far of the unit of work that is open for it. `is_alone`: to be tried alone, after a
+    `at_hand_seconds`: had so far of the unit of work that is open for it. `busy_until`: when the step or the piece
+    should end that it is in now. `is_alone`: to be tried alone, after a
     failure in company.
     """
 
@@ -49,6 +50,7 @@ class Work:
     decode_seconds: float = 0.0
     accelerator_seconds: float = 0.0
     at_hand_seconds: float = 0.0
+    busy_until: float = 0.0
     steps_run: int = 0
     max_step_requests: int = 0
     share: Share = field(default_factory=lambda: Share(0.0, 0.0))  # as it stands in the queue's sums

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kleinserve.core import Operation, UsageRecord
-from kleinserve.errors import NotImplementedHere
+from kleinserve.errors import BadConfig, NotImplementedHere
+
+
+class BadLedger(BadConfig):
+    """The database given to `--ledger` cannot be used: one line for the operator, exit code 2."""
 
 
 @dataclass(frozen=True)

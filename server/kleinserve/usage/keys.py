@@ -1,0 +1,200 @@
+"""What is remembered of idempotency keys, so that a retry is never a second bill. Knows no job and no image."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+from kleinserve.core import Usage, UsageRecord
+from kleinserve.usage.writer import Declined
+
+SALT_BYTES = 32
+
+
+class LostOwnership(Declined):
+    """The key is no longer this server's: nothing was recorded, and the image must not be delivered."""
+
+
+class KeyState(Enum):
+    """How far a key's request came. RUNNING: nothing is billed. COMMITTED: billed, no stream with its image has ended
+    OK. DELIVERED: one has.
+    """
+
+    RUNNING = "running"
+    COMMITTED = "committed"
+    DELIVERED = "delivered"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is remembered of one caller's key.
+
+    `digest`: of the request, made with `Keys.salt`. `is_mine`: this process owns it: it runs the job, or ran it last
+    and may keep its image. Else `address` is the owner's, and `is_owner_alive` says whether asking there makes sense.
+    `record_id` and `usage`: what was recorded; "" and None while RUNNING.
+    """
+
+    caller: str
+    key: str
+    digest: bytes
+    request_id: str
+    seed: int
+    state: KeyState
+    is_mine: bool
+    is_owner_alive: bool
+    address: str
+    record_id: str
+    usage: Usage | None
+    create_microseconds: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer to `claim`. What to do with it:
+
+    won, RUNNING: the key is this request's: draw `entry.seed`, then `commit` or `free`. The seed is the given one, but
+        the former owner's where that one is gone without a trace and the request is the same.
+    won, COMMITTED: billed once and never delivered, and its owner is gone: draw once more with `entry.seed` under
+        `entry.request_id`, commit nothing, then `delivered`. Whether that succeeds or not, the key stays COMMITTED.
+    not won: compare `entry.digest` first (different: IDEMPOTENCY_KEY_REUSED). Then, where the entry `is_mine`: attach
+        to the job that runs, or replay the kept image; COMMITTED and no longer kept: redraw, as above; DELIVERED and
+        no longer kept: RESULT_GONE. Not mine and its owner alive: forward to `address`. Not mine and its owner gone:
+        it is DELIVERED, RESULT_GONE.
+    """
+
+    won: bool
+    entry: Entry
+
+
+class Keys(Protocol):
+    """Remembers keys for `key_seconds`, at most `keys_max` of them. Methods run on the event loop and never block it.
+
+    Beyond `keys_max` the oldest of the caller that has the most go first, those that were delivered before the others,
+    running ones never. So who floods the memory loses his own keys.
+
+    What a server that is gone leaves behind: its RUNNING keys are free (claimed once, by whoever asks first), its
+    COMMITTED ones are redrawn by whoever claims them with the same request, its DELIVERED ones are remembered.
+    A server is gone when it closed its keys, when a later process took its place (the same SQLite file, or the same
+    owner id), or when it did not tell the shared database for `owner_seconds` that it lives.
+    """
+
+    @property
+    def salt(self) -> bytes:
+        """What digests are made with; the same for all who share the database, for ever."""
+        ...
+
+    async def claim(self, caller: str, key: str, digest: bytes, request_id: str, seed: int) -> Claim:
+        """Take the key for this request, or learn who has it. Of several at once, here or elsewhere, exactly one wins.
+
+        Raises: LedgerUnavailable; then, and when the caller of this is cancelled, the key is not taken.
+        """
+        ...
+
+    async def find(self, caller: str, key: str) -> Entry | None:
+        """The entry, for Attach and Cancel; None: the key is unknown, or free. Raises: LedgerUnavailable."""
+        ...
+
+    async def commit(self, record: UsageRecord, entry: Entry) -> None:
+        """Record `record` and make the won RUNNING `entry` COMMITTED, both or neither, durable; again changes nothing.
+
+        Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `free` and `claim` respect.
+        """
+        ...
+
+    def delivered(self, entry: Entry) -> None:
+        """A stream with the image has ended OK: COMMITTED becomes DELIVERED. Not awaited; kept through outages."""
+        ...
+
+    def free(self, entry: Entry) -> None:
+        """The job was refused, failed or was cancelled: forget the key if it is RUNNING and still this job's.
+
+        Not awaited, and in order: a claim that comes later finds the key free. Kept through outages.
+        """
+        ...
+
+    def forget(self, entry: Entry) -> None:
+        """Cancel after the commit: forget the key, however far it came; the record stays. As `free`, not awaited."""
+        ...
+
+    def close(self) -> None:
+        """Say that this server is gone, before its ledger is closed."""
+        ...
+
+
+class MemoryKeys:
+    """`Keys` of a server without a ledger: they end with the process, and `commit` records nothing."""
+
+    def __init__(self, *, key_seconds: float, keys_max: int, clock: Callable[[], float] = time.time):
+        self.salt = os.urandom(SALT_BYTES)
+        self._key_microseconds, self._keys_max, self._clock = int(key_seconds * 1e6), keys_max, clock
+        self._entries: dict[tuple[str, str], Entry] = {}  # the oldest first
+
+    async def claim(self, caller: str, key: str, digest: bytes, request_id: str, seed: int) -> Claim:
+        """As the protocol says; it never fails."""
+        entry = await self.find(caller, key)
+        if entry:
+            return Claim(False, entry)
+        now = int(self._clock() * 1e6)
+        entry = Entry(caller, key, digest, request_id, seed, KeyState.RUNNING, True, True, "", "", None, now)
+        self._entries[caller, key] = entry
+        self._evict()
+        return Claim(True, entry)
+
+    async def find(self, caller: str, key: str) -> Entry | None:
+        """As the protocol says."""
+        oldest = int(self._clock() * 1e6) - self._key_microseconds
+        while self._entries:
+            first = next(iter(self._entries.values()))
+            if first.create_microseconds > oldest or first.state is KeyState.RUNNING:
+                break
+            del self._entries[first.caller, first.key]
+        return self._entries.get((caller, key))
+
+    async def commit(self, record: UsageRecord, entry: Entry) -> None:
+        """As the protocol says, but for the record."""
+        now = self._same(entry)
+        if now is None or now.record_id not in ("", record.record_id):
+            raise LostOwnership("the key was given up")
+        if now.state is KeyState.RUNNING:
+            self._put(replace(now, state=KeyState.COMMITTED, record_id=record.record_id, usage=record.usage))
+
+    def delivered(self, entry: Entry) -> None:
+        """As the protocol says."""
+        now = self._same(entry)
+        if now and now.state is KeyState.COMMITTED:
+            self._put(replace(now, state=KeyState.DELIVERED))
+
+    def free(self, entry: Entry) -> None:
+        """As the protocol says."""
+        now = self._same(entry)
+        if now and now.state is KeyState.RUNNING:
+            self.forget(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """As the protocol says."""
+        if self._same(entry):
+            del self._entries[entry.caller, entry.key]
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+
+    def _same(self, entry: Entry) -> Entry | None:
+        now = self._entries.get((entry.caller, entry.key))
+        return now if now and now.request_id == entry.request_id else None
+
+    def _put(self, entry: Entry) -> None:
+        self._entries[entry.caller, entry.key] = entry
+
+    def _evict(self) -> None:
+        """Down to a hundredth below the bound, so that looking through all is rare."""
+        while len(self._entries) > self._keys_max:
+            ((most, _),) = Counter(caller for caller, _ in self._entries).most_common(1)
+            ended = [e for e in self._entries.values() if e.caller == most and e.state is not KeyState.RUNNING]
+            ended.sort(key=lambda entry: entry.state is KeyState.COMMITTED)
+            for entry in ended[: len(self._entries) - self._keys_max + self._keys_max // 100]:
+                del self._entries[entry.caller, entry.key]
+            if not ended:
+                return

@@ -1,0 +1,1 @@
+"""The ledger's schema as it grew: Alembic runs what a database lacks."""

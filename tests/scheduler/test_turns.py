@@ -1,0 +1,47 @@
+"""Whose turn it is."""
+
+from kleinserve.scheduler.turns import Ration, Turns
+
+
+def test_a_caller_that_comes_back_starts_level() -> None:
+    """Neither owed for its absence nor charged twice: with whoever has had least."""
+    turns = Turns()
+    turns.come("a").served = 5.0
+    turns.come("b").served = 3.0
+    assert turns.come("c").served == 3.0
+    turns.go("b")
+    assert turns.come("b").served == 3.0
+
+
+def test_an_account_lasts_as_long_as_its_caller_s_jobs() -> None:
+    """Two jobs share one; it is closed with the second one's end."""
+    turns = Turns()
+    account = turns.come("a")
+    account.served = 4.0
+    assert turns.come("a") is account
+    turns.go("a")
+    assert turns.come("a") is account
+    turns.go("a")
+    turns.go("a")
+    assert turns.come("a") is not account
+
+
+def test_what_is_due_by_its_age_has_its_share() -> None:
+    """While both want the thread, it has three quarters of the time, in turns of one step."""
+    ration, had = Ration(0.75), {True: 0.0, False: 0.0}
+    for _ in range(1000):
+        is_aged = ration.aged_first
+        seconds = 0.9 if is_aged else 0.1
+        ration.spend(seconds, is_aged=is_aged)
+        had[is_aged] += seconds
+    assert 0.7 < had[True] / sum(had.values()) < 0.8
+
+
+def test_after_an_aged_step_it_is_the_others_turn() -> None:
+    """However long only aged ones were there: whoever comes then waits for one step."""
+    ration = Ration()
+    for _ in range(100):
+        ration.spend(1.0, is_aged=True)
+        assert not ration.aged_first
+    ration.spend(0.5, is_aged=False)
+    assert ration.aged_first
