@@ -140,12 +140,18 @@ class Calls:
 
     async def serve(self, path: str, body: bytes, transport: Transport) -> None:
         """One RPC from its message to its status, whatever happens."""
+        await self.serve_message(path, lambda: _parsed(self.methods[path], body), len(body), transport)
+
+    async def serve_message(
+        self, path: str, read: Callable[[], Message], message_bytes: int, transport: Transport
+    ) -> None:
+        """The same for a message that `read` makes of so many bytes; where it raises a KleinError the call is refused."""
         method, started = self.methods[path], time.monotonic()
-        call = self._call(body, transport)
+        call = self._call(message_bytes, transport)
         kind = "server_stream" if method.is_stream else "unary"
         self.metrics.rpc_started(kind, path)
         self.running.add(call)
-        error = await self._outcome(method, body, call)
+        error = await self._outcome(method, read, call)
         stage = self.desk.leave(call.stream) if call.stream else None
         seconds, code = time.monotonic() - started, error.status if error else "OK"
         self.metrics.rpc_handled(kind, path, code, seconds)
@@ -158,7 +164,7 @@ class Calls:
         finally:
             self.running.discard(call)
 
-    def _call(self, body: bytes, transport: Transport) -> Call:
+    def _call(self, message_bytes: int, transport: Transport) -> Call:
         left = transport.seconds_left()
         deadline = None
         if left is not None:
@@ -167,13 +173,13 @@ class Calls:
         task = asyncio.current_task()
         assert task is not None
         stall = self.config.reader_stall_seconds
-        return Call(transport, uuid.uuid4().hex, len(body), deadline, stall, now_microseconds(), task)
+        return Call(transport, uuid.uuid4().hex, message_bytes, deadline, stall, now_microseconds(), task)
 
-    async def _outcome(self, method: Method, body: bytes, call: Call) -> KleinError | None:
+    async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
             call.caller = self.authenticator.caller(call.transport.credentials)
-            await method.behaviour(_parsed(method, body), call)
+            await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
         except (asyncio.CancelledError, ReaderGone):
