@@ -121,19 +121,17 @@ class Scheduler:
 
         Raises: DeadlinePassed, DeadlineImpossible, DeadlineUnreachable; Draining when closed.
         """
-        if self._queue.is_closed:
-            raise Draining()
         work = self._work(render, deadline, priority)
         try:
-            now = work.arrived
-            claims = self._forecast.claims(self._present(), now)
+            claims = self._forecast.claims(self._present(), work.arrived)
             if deadline is not None:
-                self._check_deadline(work, deadline, claims, now)
-            wait = self._wait_of(work, claims, now)
+                self._check_deadline(work, deadline, claims, work.arrived)
+            wait = self._wait_of(work, claims, work.arrived)
+            if not self._queue.put(work):
+                raise Draining()
         except BaseException:
             self._turns.go(render.request.caller)
             raise
-        self._queue.put(work)
         return Admitted(work, wait, self._forecast.remaining(work))
 
     def _present(self) -> list[Work]:
@@ -170,9 +168,7 @@ class Scheduler:
 
         Nothing happens where it has ended.
         """
-        work.gone_for = error
-        if self._queue.let_go(work):
-            self._ending.gone(work)
+        self._ending.cancel(work, error)
 
     def change(self, work: Work, deadline: float | None, priority: Priority) -> None:
         """Its deadline and its priority are these from now on."""
