@@ -98,8 +98,7 @@ def parse() -> argparse.Namespace:
 
 def install(languages: list[Language]) -> None:
     """What is missing of Debian's packages, and npm's by the lock file."""
-    wanted = [name for language in languages for tool, names in language.packages if not has(tool) for name in names]
-    missing = sorted({name for name in wanted if not is_installed(name)})
+    missing = sorted({name for language in languages for name in language.missing()})
     if missing and os.geteuid():
         sys.exit(f"needs root, or first: apt-get install {' '.join(missing)}")
     if missing:
@@ -110,19 +109,8 @@ def install(languages: list[Language]) -> None:
         subprocess.run(npm, cwd=ROOT / "clients", check=True)
 
 
-def has(tool: str | None) -> bool:
-    """Whether a tool that need not be Debian's is there already."""
-    return tool is not None and shutil.which(tool) is not None
-
-
-def is_installed(package: str) -> bool:
-    """Whether Debian's package is installed."""
-    query = subprocess.run(["dpkg-query", "-W", "-f=${Status}", package], capture_output=True, text=True)
-    return query.stdout.endswith(" installed")
-
-
 def generate(languages: list[Language]) -> None:
-    """The stubs that buf.gen.yaml makes, with Debian's protoc, since Debian's runtimes are of its version.
+    """Make the stubs, with Debian's protoc since Debian's runtimes are of its version, and write the page's programs.
 
     Of google.rpc and grpc.health.v1, what a language's packages lack comes from the Python packages' descriptors.
     """
@@ -135,6 +123,7 @@ def generate(languages: list[Language]) -> None:
         subprocess.run(buf, cwd=ROOT, check=True)
         if language.lacks:
             subprocess.run([*buf, str(foreign), *(f"--path={path}" for path in language.lacks)], cwd=ROOT, check=True)
+        language.write_smallest()
 
 
 def descriptors() -> FileDescriptorSet:
