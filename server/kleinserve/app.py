@@ -249,6 +249,7 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
+        metrics.ledger_up.set(1)  # nothing is refused for want of one
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
 
