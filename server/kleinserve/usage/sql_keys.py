@@ -57,7 +57,6 @@ class SqlKeys:
 
         `owner_seconds`: without a word for so long, a server is gone. `owner`: a name that is the same after a restart;
         "": a new one. `address`: where other servers reach this one.
-
         """
         keys = cls(ledger, key_seconds, keys_max, owner_seconds, owner, address)
         await ledger.writer.run(keys._register)
