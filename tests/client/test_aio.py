@@ -122,9 +122,14 @@ def test_an_interrupt_ends_the_request(server: Any) -> None:
 
     server.play(endless)
     klein = Client(server.target)
-    with pytest.raises(KeyboardInterrupt), klein:
-        next(iter(klein.generate("a red circle")))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with klein:
+            next(iter(klein.generate("a red circle")))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert ended.wait(10)
     klein.close()
 
