@@ -168,7 +168,15 @@ def test_a_cut_out_of_two_passes_is_stepped_and_decoded_twice() -> None:
     stage.engine.passes = 2
     work = stage.work(TINY)
     stage.finish()
-    assert stage.names("preview") == ["text", "begin", *["step"] * 4, "decode", "begin_second", *["step"] * 4, "decode"]
+    assert stage.names("previews") == [
+        "text",
+        "begin",
+        *["step"] * 4,
+        "decode",
+        "begin_second",
+        *["step"] * 4,
+        "decode",
+    ]
     assert stage.told.decoded == [work]
     assert [told.step for _, told in stage.told.progress] == list(range(1, 9))
     assert stage.scheduler.busy_seconds == 0.0

@@ -4,6 +4,7 @@ Knows nothing of gRPC, torch or Pillow.
 """
 
 from kleinserve.core.caller import ANONYMOUS, Caller
+from kleinserve.core.demand import Demand
 from kleinserve.core.events import (
     Accepted,
     BackendEvent,
@@ -46,6 +47,7 @@ __all__ = [
     "Background",
     "Caller",
     "Completed",
+    "Demand",
     "EncodedImage",
     "Event",
     "Failed",

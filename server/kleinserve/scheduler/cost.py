@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
-from kleinserve.scheduler.engine import Demand
+from kleinserve.core import Demand
 
 STAGES = {
     "text": "prompts",

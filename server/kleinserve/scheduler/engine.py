@@ -3,25 +3,10 @@
 The scheduler imports nothing of the engine but this: no tensors, no memory errors of a library.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from kleinserve.core import AlphaMethod, ModelFacts, Pixels, Preview, Request
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What one request asks of the stages.
-
-    `work`: GFLOP of one of its steps; `tokens`: what it adds to a step; `passes`: those that are not decoded yet.
-    """
-
-    work: float
-    tokens: int
-    output_megapixels: float
-    reference_megapixels: float
-    passes: int = 1
+from kleinserve.core import AlphaMethod, Demand, ModelFacts, Pixels, Preview, Request
 
 
 class Render(Protocol):
@@ -59,10 +44,11 @@ class Render(Protocol):
 
 
 class Engine(Protocol):
-    """Two threads may use it at once: one for `step`, `preview` and `latent`; one for the pieces and the rest.
+    """Two threads may use it at once: one for `step` and `previews`; one for the pieces and the rest.
 
     Raises, everywhere: AcceleratorOutOfMemory, then nothing of that call has happened; AcceleratorLost, then nothing
     more can be asked of it. What else is raised is a defect, blamed on the request alone that it was raised for.
+    The renders that it takes are those it gave.
     """
 
     @property
@@ -85,33 +71,36 @@ class Engine(Protocol):
         """A picture not yet begun: the prompt tokenised. From any thread."""
         ...
 
-    def demand(self, render: Render) -> Demand: ...
+    def demand(self, render: Any) -> Demand: ...
 
-    def text(self, renders: Sequence[Render]) -> Iterator[None]:
+    def text(self, renders: Sequence[Any]) -> Iterator[None]:
         """Encode their prompts, or find them in the cache: a piece each time it is advanced."""
         ...
 
-    def begin(self, render: Render) -> Iterator[None]:
+    def begin(self, render: Any) -> Iterator[None]:
         """Encode its references, a piece at a time; at the end its first step can be taken."""
         ...
 
-    def step(self, renders: Sequence[Render]) -> None:
+    def step(self, renders: Sequence[Any]) -> None:
         """Advance each by one step, in one pass."""
         ...
 
-    def preview(self, render: Render) -> Pixels | Preview:
-        """The last step's estimate: a picture of an eighth of the size, or where LATENT was asked the latent."""
+    def previews(self, renders: Sequence[Any]) -> list[Callable[[], Pixels | Preview]]:
+        """The last step's estimates: pictures of an eighth of the size, or where LATENT was asked the latent.
+
+        Each is ready when its call returns, which waits for the device: call it from a thread that may wait.
+        """
         ...
 
-    def decode(self, renders: Sequence[Render], *, tiled: bool = False) -> Iterator[None]:
+    def decode(self, renders: Sequence[Any], *, tiled: bool = False) -> Iterator[None]:
         """Decode pictures of one size, a piece at a time; at the end each `picture` is set and its memory is free."""
         ...
 
-    def begin_second(self, render: Render) -> Iterator[None]:
+    def begin_second(self, render: Any) -> Iterator[None]:
         """Begin the second pass from the first one's picture, a piece at a time."""
         ...
 
-    def resolve(self, render: Render) -> tuple[Pixels, AlphaMethod]:
+    def resolve(self, render: Any) -> tuple[Pixels, AlphaMethod]:
         """The final pixels of a decoded picture. From any thread. Raises: AlphaUnavailable."""
         ...
 

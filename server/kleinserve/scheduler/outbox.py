@@ -7,6 +7,9 @@ from kleinserve.core import Pixels, Preview, Progress
 from kleinserve.errors import KleinError
 from kleinserve.scheduler.work import Work
 
+Drawn = Callable[[], Pixels | Preview]
+"""A step's picture, or its latent where that was asked: ready when the call returns, from a thread that may wait."""
+
 
 @dataclass(frozen=True)
 class Outbox:
@@ -19,7 +22,7 @@ class Outbox:
 
     started: Callable[[Sequence[Work]], None]
     progressed: Callable[[Work, Progress], None]
-    drew: Callable[[Work, Pixels | Preview, int], None]
+    drew: Callable[[Work, Drawn, int], None]
     decoded: Callable[[Work], None]
     failed: Callable[[Work, KleinError], None]
     died: Callable[[BaseException], None]

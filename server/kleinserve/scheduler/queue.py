@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 
+from kleinserve.core import Demand
 from kleinserve.scheduler.cost import Share
-from kleinserve.scheduler.engine import Demand
 from kleinserve.scheduler.work import Need, Work
 
 

@@ -112,18 +112,24 @@ class Stepping:
 
     def _hand_out(self, works: list[Work]) -> None:
         """Tell what the step shows of each, then let the works go on."""
-        told = [work for work in works for _ in together(lambda some: self._report(some[0]), [work], self._ending, int)]
+        present = [work for work in works if not work.is_gone]
+        for work in present:
+            work.touch()
+            render = work.render
+            remaining = self._forecast.remaining(work)
+            self._outbox.progressed(work, Progress(render.steps_done, render.total_steps, remaining))
+        wanted = [work for work in present if self._is_shown(work)]
+        if wanted:
+            together(self._show, wanted, self._ending, self._engine.release)
         for need in (Need.STEPS, Need.DECODE):
-            on = [work for work in told if work.render.is_denoised == (need is Need.DECODE)]
+            on = [work for work in works if work.render.is_denoised == (need is Need.DECODE)]
             for work in self._queue.release(on, need) if on else ():
                 self._ending.gone(work)
 
-    def _report(self, work: Work) -> None:
-        if work.is_gone:
-            return
-        render, wanted = work.render, work.request.options.preview
-        done, total = render.steps_done, render.total_steps
-        work.touch()
-        self._outbox.progressed(work, Progress(done, total, self._forecast.remaining(work)))
-        if wanted.wants(done, total):
-            self._outbox.drew(work, self._engine.preview(render), done)
+    def _is_shown(self, work: Work) -> bool:
+        return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)
+
+    def _show(self, works: list[Work]) -> None:
+        drawn = self._engine.previews([work.render for work in works])
+        for work, picture in zip(works, drawn, strict=True):
+            self._outbox.drew(work, picture, work.render.steps_done)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kleinserve.core import Priority, Request, Spent, Timings
+from kleinserve.core import Demand, Priority, Request, Spent, Timings
 from kleinserve.errors import KleinError
 from kleinserve.scheduler.admission import Claim
 from kleinserve.scheduler.cost import Share
-from kleinserve.scheduler.engine import Demand, Render
+from kleinserve.scheduler.engine import Render
 from kleinserve.scheduler.turns import Account
 
 
