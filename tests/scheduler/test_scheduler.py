@@ -125,6 +125,14 @@ def test_the_wait_for_those_who_have_not_come_grows_with_the_queue() -> None:
     assert stage.scheduler.waiting == 10
 
 
+def test_before_the_start_nothing_is_known_and_nothing_breaks(engine: ScriptedEngine) -> None:
+    """Whoever looks at the load meanwhile sees none."""
+    scheduler = Scheduler(engine, load({}), Metrics(), Told().outbox())
+    assert (scheduler.wait_seconds, scheduler.busy_seconds, scheduler.waiting, scheduler.running) == (0.0, 0.0, 0, 0)
+    assert scheduler.positions() == []
+    assert scheduler.close(0.0)
+
+
 def test_another_priority_changes_the_order() -> None:
     """The last of three that waits is the first to be finished once it is interactive."""
     stage = Stage()
