@@ -267,14 +267,16 @@ def test_closing_does_not_wait_for_a_thread_that_hangs(engine: ScriptedEngine) -
 
 def test_a_lost_accelerator_ends_everything(engine: ScriptedEngine) -> None:
     """Every work fails with INTERNAL, then it is told once that the engine died."""
-    told = Told()
+    told, all_there = Told(), threading.Event()
 
     def fail(renders: Sequence[ScriptedRender]) -> None:
+        assert all_there.wait(20.0)
         raise AcceleratorLost("gone")
 
     with serving(engine, told) as scheduler:
         engine.failures["step"] = fail
         works = [scheduler.submit(render(engine)).work for _ in range(3)]
+        all_there.set()
         until(lambda: told.died)
     assert [type(error) for error in told.died] == [AcceleratorLost]
     assert all(isinstance(told.failed[work], Internal) for work in works)
