@@ -79,6 +79,7 @@ class Scheduler:
         self._watchdog: Watchdog | None = None
         self._counted_epoch = 0
         self._wait, self._wait_until = 0.0, float("-inf")
+        self._typical: Render | None = None  # of those who have not come yet
         self._is_dead = False
 
     def start(self) -> None:
@@ -206,7 +207,7 @@ class Scheduler:
     def wait_seconds(self) -> float:
         """Predicted seconds that a STANDARD request of the default size would wait now; looked at once a second."""
         now = self._clock()
-        if now >= self._wait_until:
+        if self._typical is not None and now >= self._wait_until:
             claims = self._forecast.claims(self._present(), now)
             work = self._work(self._typical, None, Priority.STANDARD)
             self._turns.go(ANONYMOUS.name)
