@@ -76,7 +76,7 @@ def main() -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         broken = list(pool.map(build, languages))
     if arguments.build_only:
-        print(*filter(None, broken), sep="\n")
+        print("\n".join(broken).strip() or f"built in {BUILD.relative_to(ROOT)}")
         return any(broken)
     with ExitStack() as stack:
         server = arguments.target or stack.enter_context(served())
