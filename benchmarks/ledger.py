@@ -17,12 +17,11 @@ from pathlib import Path
 
 from kleinserve.core import Operation, Outcome, Size, Usage, UsageRecord
 from kleinserve.usage import database
-from kleinserve.usage.records import HOUR
+from kleinserve.usage.records import DAY, HOUR
 from kleinserve.usage.sql import SqlLedger
 from sqlalchemy import text
 
 BATCH = 100_000
-DAY = 24 * HOUR
 BEGIN = 1_767_225_600_000_000  # 2026-01-01
 COMMITS = 200
 
@@ -58,23 +57,24 @@ SELECT n + 1, printf('%012x-7%03x-8000-%012x', (:begin + n * :step) / 1000, n % 
        1048576, 1 + n % 4, n % 3, 14000 + 1000 * (n % 4), n % 10 <> 0, '2026-01', 1024, 1024, n % 3, 4, 1234567,
        :begin + n * :step - 3000000, :begin + n * :step
 FROM number"""
-HOURS = """
-INSERT INTO hour_total
-SELECT end_microseconds - end_microseconds % 3600000000 AS hour, caller, operation, count(*), sum(billable),
+TOTALS = """
+INSERT INTO total
+SELECT :span, end_microseconds - end_microseconds % :span AS start, caller, operation, count(*), sum(billable),
        sum(billable * output_megapixels), sum(billable * reference_megapixels), sum(billable * cost_microusd),
        min(position), max(position)
-FROM record GROUP BY hour, caller, operation"""
+FROM record GROUP BY start, caller, operation"""
 
 
 def fill(url: str, count: int, days: int, callers: int) -> None:
-    """`count` records spread evenly over `days`, and the totals of their hours."""
+    """`count` records spread evenly over `days`, and the totals of their hours and days."""
     engine = database.connect(database.location(url), 60.0, "write")
     given = {"begin": BEGIN, "step": days * DAY // count, "callers": callers}
     for first in range(0, count, BATCH):
         with engine.begin() as connection:
             connection.execute(text(RECORDS), given | {"first": first, "last": min(first + BATCH, count) - 1})
     with engine.begin() as connection:
-        connection.execute(text(HOURS))
+        for span in (HOUR, DAY):
+            connection.execute(text(TOTALS), {"span": span})
     engine.dispose()
 
 

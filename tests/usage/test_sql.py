@@ -16,7 +16,7 @@ from kleinserve.core import Operation, Outcome, UsageRecord
 from kleinserve.errors import InvalidField, LedgerUnavailable
 from kleinserve.usage import database, records
 from kleinserve.usage.ledger import BadLedger, UsageTotal
-from kleinserve.usage.records import HOUR, PAGE_RECORDS
+from kleinserve.usage.records import DAY, HOUR, PAGE_RECORDS
 from kleinserve.usage.sql import SqlLedger
 from sqlalchemy import text
 
@@ -80,21 +80,23 @@ def summed(given: list[UsageRecord], start: int, end: int, caller: str | None) -
 
 
 async def test_totals_are_exact_at_any_bounds(ledger: SqlLedger) -> None:
-    """Totals of any interval equal the sum over its records, whether bounds fall on hours, in them, or on a record."""
+    """Totals of any interval equal the sum over its records: bounds on days, on hours, within them, on a record."""
     draw = random.Random(7)
     given = [
         record(
             caller=draw.choice(["web", "batch"]),
             operation=draw.choice(list(Operation)),
             usage=replace(PAID, output_megapixels=draw.randint(1, 4), billable=draw.random() < 0.7),
-            end_microseconds=draw.randint(10 * HOUR, 14 * HOUR),
+            end_microseconds=draw.randint(10 * HOUR, 60 * HOUR),
         )
         for _ in range(200)
     ]
     await asyncio.gather(*map(ledger.commit, given))
     ends = [each.end_microseconds for each in given]
     bounds = [
-        draw.choice([draw.randint(9 * HOUR, 15 * HOUR), draw.randint(9, 15) * HOUR, draw.choice(ends)])
+        draw.choice(
+            [draw.randint(9 * HOUR, 61 * HOUR), draw.randint(9, 61) * HOUR, draw.randint(0, 3) * DAY, draw.choice(ends)]
+        )
         for _ in range(120)
     ]
     for start, end in [*zip(bounds[::2], bounds[1::2], strict=True), (11 * HOUR, 11 * HOUR), ALL]:

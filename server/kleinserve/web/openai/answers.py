@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -133,7 +134,7 @@ class Stream:
 
 def steps_shown(steps: int, partial_images: int) -> list[int]:
     """The steps whose previews are sent: spread evenly, none twice, and not the last where there are enough."""
-    return sorted({max(1, k * steps // (partial_images + 1)) for k in range(1, partial_images + 1)})
+    return sorted({math.ceil(k * steps / (partial_images + 1)) for k in range(1, partial_images + 1)})
 
 
 def facts(asked: Asked, accepted: image_pb2.Accepted) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from klein.v1 import image_pb2
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Route
 
-from kleinserve.errors import KleinError, quoted
+from kleinserve.errors import KleinError
 from kleinserve.rpc.call import Calls, ReaderGone
 from kleinserve.web.http import BodyTooLarge, Exchange, Served
 from kleinserve.web.openai import fields, refusals
@@ -126,7 +126,7 @@ class Models:
     async def _answer(self, exchange: Exchange, model: str, *, is_list: bool) -> None:
         def read() -> Message:
             if model != self._model:
-                raise ModelNotFound(f"model {quoted(model)} is not served here; {self._model} is")
+                raise ModelNotFound(model, self._model)
             return image_pb2.GetCapabilitiesRequest()
 
         kept = Kept(exchange, lambda _: None)

@@ -36,6 +36,10 @@ class ModelNotFound(KleinError):
 
     status, reason = "NOT_FOUND", "MODEL_NOT_FOUND"
 
+    def __init__(self, asked: str | None, served: str):
+        description = f"{quoted(asked)} is not served here; {served} is"
+        super().__init__(description, violations=(Violation("model", description),))
+
 
 def _size(given: object) -> object:
     """(width, height); auto is neither."""
@@ -86,7 +90,7 @@ class Asked:
         if violations:
             raise InvalidField(*violations)
         if fields.model not in (None, model):
-            raise ModelNotFound(f"model {quoted(fields.model)} is not served here; {model} is")
+            raise ModelNotFound(fields.model, model)
 
     @property
     def operation(self) -> str:
@@ -162,12 +166,12 @@ async def edit(body: bytes, headers: Headers, model: str) -> Asked:
     return Asked(_fields(others), tuple(images), headers.get("idempotency-key", ""), model)
 
 
-def renamed(error: KleinError) -> KleinError:
-    """The error with OpenAI's names for the contract's fields."""
-    if not isinstance(error, InvalidField):
-        return error
-    told = {(_name(violation.field), violation.description): None for violation in error.violations}
-    return InvalidField(*(Violation(field, description) for field, description in told))
+def told(error: KleinError) -> tuple[str, str | None]:
+    """The error's message and the first field that it names, with OpenAI's names for the contract's fields."""
+    if not error.violations:
+        return error.message, None
+    said = {f"{_name(violation.field)}: {violation.description}": None for violation in error.violations}
+    return "; ".join(said), _name(error.violations[0].field)
 
 
 def _name(field: str) -> str:

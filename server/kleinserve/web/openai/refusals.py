@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from kleinserve.errors import KleinError, LedgerUnavailable
-from kleinserve.web.openai.fields import renamed
+from kleinserve.web.openai.fields import told
 
 _STATUSES = {  # by gRPC's status; the others are 500
     "INVALID_ARGUMENT": (400, "invalid_request_error"),
@@ -25,11 +25,9 @@ def status(error: KleinError) -> int:
 
 def body(error: KleinError, note: str = "") -> dict[str, Any]:
     """The answer's JSON; `note` is added to the message."""
-    shown = renamed(error)
-    fields = [violation.field for violation in shown.violations]
+    message, field = told(error)
     kind = _STATUSES.get(error.status, (500, "server_error"))[1]
-    told = {"message": shown.message + note, "type": kind, "param": fields[0] if fields else None, "code": error.reason}
-    return {"error": told}
+    return {"error": {"message": message + note, "type": kind, "param": field, "code": error.reason}}
 
 
 def plain(message: str, code: str) -> dict[str, Any]:
@@ -46,7 +44,7 @@ def headers(error: KleinError, *, is_admitted: bool = False, is_keyed: bool = Fa
     if is_admitted and isinstance(error, LedgerUnavailable):  # its record may still be written
         is_settled = is_keyed
     should_retry = error.retry_seconds is not None and is_settled
-    told = {"x-should-retry": "true" if should_retry else "false"}
+    sent = {"x-should-retry": "true" if should_retry else "false"}
     if error.retry_seconds is not None:
-        told["retry-after"] = str(math.ceil(error.retry_seconds))
-    return told
+        sent["retry-after"] = str(math.ceil(error.retry_seconds))
+    return sent
