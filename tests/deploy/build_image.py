@@ -42,7 +42,10 @@ def main() -> int:
     _run(*buildah, "commit", "--quiet", "--rm", container, BASE)
     file = str(ROOT / "deploy/Dockerfile")
     arguments = ["--build-arg", f"BASE={BASE}", "--build-arg", "VARIANT=cpu", "--pull=never"]
-    _run(*buildah, "build", *_mounts(folder), *arguments, "--file", file, "--tag", IMAGE, str(ROOT))
+    mounts = _mounts(folder)
+    if len(mounts) > 1:  # packages come from here
+        arguments += ["--build-arg", "CPU_INDEX="]
+    _run(*buildah, "build", *mounts, *arguments, "--file", file, "--tag", IMAGE, str(ROOT))
     container = _said(*buildah, "from", "--pull=never", IMAGE)
     _run(*buildah, "run", container, "python3", "-c", CHECK)
     return 0
