@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.web.probes import Health
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
+TRACES_SECONDS = 3.0  # for the last traces to reach their collector
 
 log = structlog.get_logger()
 
@@ -78,6 +79,7 @@ class _Server:
         from kleinserve.rpc.call import Calls
         from kleinserve.rpc.server import GrpcServer
         from kleinserve.rpc.servicer import Images, Usages, methods
+        from kleinserve.tracing import configured
         from kleinserve.usage import price
         from kleinserve.web.probes import Debug, Probes
 
@@ -94,7 +96,8 @@ class _Server:
         quota = Quota(time.monotonic_ns)
         self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
         table = methods(Images(self._desk, facts, config), Usages(ledger))
-        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
+        self._tracing = configured(os.environ)
+        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
         debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
@@ -179,6 +182,8 @@ class _Server:
         await self._books.close()
         await self._intake.close()
         self._identity.stop()
+        if self._tracing is not None:
+            self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
         return 1 if is_dead else 0
 
@@ -244,6 +249,7 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
+        metrics.ledger_up.set(1)  # nothing is refused for want of one
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
 
