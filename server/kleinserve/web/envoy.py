@@ -139,9 +139,10 @@ def _cluster(name: str, replicas: Sequence[tuple[str, int]], policy: dict[str, A
 
 
 def _health() -> dict[str, Any]:
-    """NOT_SERVING counts at once, a check without an answer the second time."""
+    """NOT_SERVING counts at once; a refused connection or no answer the third time, since a busy server may be late and
+    the last one that is left must not be given up."""
     often = dict.fromkeys(("interval", "no_traffic_interval", "unhealthy_interval"), "0.5s")
-    thresholds = {"timeout": "1s", "healthy_threshold": 1, "unhealthy_threshold": 2}
+    thresholds = {"timeout": "2s", "healthy_threshold": 1, "unhealthy_threshold": 3}
     return often | thresholds | {"grpc_health_check": {}}
 
 
