@@ -15,13 +15,12 @@ from klein.v1 import image_pb2, image_pb2_grpc
 from kleinserve.web import envoy as configuration
 
 from tests.e2e.calls import generate, opened, refused, until
-from tests.replicas.cluster import Envoy, Server, configured, envoy
+from tests.replicas.cluster import Server, configured, envoy
 from tests.replicas.conftest import MAX_STEPS
 
 Stub = image_pb2_grpc.ImageServiceStub
 ORIGIN = "https://page.example"
 CANCELS = 10
-LOAD = 4  # callers at once, which one server alone can carry
 
 
 @pytest.fixture
@@ -129,29 +128,3 @@ async def test_tls_outside(pair: tuple[Server, Server], certificate: tuple[Path,
             ask = Stub(channel).GetCapabilities
             told = await ask(image_pb2.GetCapabilitiesRequest(), wait_for_ready=True, timeout=60)
     assert told.model
-
-
-async def test_rolling_restart(pair: tuple[Server, Server], front: str, balancer: Envoy) -> None:
-    """Both servers are restarted one after the other under load: no caller notices, though none tries again."""
-    is_over = asyncio.Event()
-
-    async def call(channel: grpc.aio.Channel, number: int) -> int:
-        drawn = 0
-        while not is_over.is_set():
-            events = [event async for event in Stub(channel).Generate(generate(seed=number))]
-            assert events[-1].HasField("completed")
-            drawn += 1
-        return drawn
-
-    async def roll() -> None:
-        try:
-            for server in pair:
-                await asyncio.to_thread(server.stop)
-                await asyncio.to_thread(server.start)
-                await asyncio.to_thread(balancer.until_healthy, server)
-        finally:
-            is_over.set()
-
-    async with opened(front, ("grpc.enable_retries", 0)) as channel:
-        *drawn, _ = await asyncio.gather(*(call(channel, number) for number in range(LOAD)), roll())
-    assert min(drawn) > 0
