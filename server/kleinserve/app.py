@@ -34,7 +34,7 @@ log = structlog.get_logger()
 def run(config: Config, logs: "Logs") -> int:
     """Serve until SIGTERM or SIGINT, drained; a second signal exits at once, and so does one before it is warm.
 
-    Returns the exit code. Raises: BadConfig, UnusableCheckpoint, BadLedger; OSError where a port is taken.
+    Returns the exit code. Raises: BadConfig, UnusableCheckpoint.
     """
     metrics = Metrics()
     metrics.log_dropped.count = lambda: logs.dropped
@@ -113,7 +113,7 @@ class _Server:
         return Health(state.value, state is not State.DEAD, state is State.READY)
 
     async def start(self, announce: Callable[[str], None]) -> None:
-        """Listen, warm, and say so. Raises: OSError where a port is taken; what the warm-up raised."""
+        """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
         config = self._config
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
         self.lifecycle.watch(self._on_state)

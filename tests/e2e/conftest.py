@@ -113,6 +113,15 @@ def single() -> Iterator[Serving]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def billing() -> Iterator[Serving]:
+    """A server with a ledger of its own, which steps one request at a time and keeps little."""
+    with TemporaryDirectory() as folder:
+        settings = {"LEDGER": f"sqlite:///{folder}/usage.db", "STEP_TOKENS_MAX": "1", "KEPT_BYTES_MAX": "4000000"}
+        with served(**{f"KLEINSERVE_{name}": value for name, value in settings.items()}) as server:
+            yield server
+
+
 @pytest.fixture
 async def channel(serving: Serving) -> AsyncIterator[grpc.aio.Channel]:
     async with opened(serving.target) as channel:

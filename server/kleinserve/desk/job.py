@@ -11,7 +11,6 @@ from kleinserve.core import (
     BackendEvent,
     Completed,
     EncodedImage,
-    Event,
     Failed,
     Finished,
     Outcome,
@@ -103,17 +102,14 @@ class Job:
         """A further stream of this job: accepted, then the present state; past previews are not repeated."""
         assert self.accepted is not None
         reader = Reader(replace(self.accepted, is_replay=is_replay), terms)
+        if self.started is not None:
+            reader.post(Started(self.started - self.submitted))
         if self.image is not None:
             reader.finish(self.image, self.completed())
-        else:
-            for event in self._state():
-                reader.post(event)
+        elif self._present is not None:
+            reader.post(self._present)
         self.readers.add(reader)
         return reader
-
-    def _state(self) -> list[Event]:
-        started = [] if self.started is None else [Started(self.started - self.submitted)]
-        return [*started, *([] if self._present is None else [self._present])]
 
     def take(self, event: BackendEvent) -> None:
         """What its backend says, in order."""

@@ -145,7 +145,7 @@ class Calls:
     async def serve_message(
         self, path: str, read: Callable[[], Message], message_bytes: int, transport: Transport
     ) -> None:
-        """The same for a message that `read` makes of so many bytes; where it raises a KleinError the call is refused."""
+        """The same for a message that `read` makes of so many bytes; a KleinError that it raises refuses the call."""
         method, started = self.methods[path], time.monotonic()
         call = self._call(message_bytes, transport)
         kind = "server_stream" if method.is_stream else "unary"

@@ -35,7 +35,7 @@ from kleinserve.usage.sql import SqlLedger
 
 ALWAYS = 2**62  # microseconds: SQLite's one server needs not say that it lives
 SWEEP_SECONDS = 60.0
-DROP_MAX = 2000  # keys in one transaction, so that a delivery beside it does not wait long
+DROP_MAX = 500  # keys in one transaction, so that a delivery beside it does not wait long
 OWNER_OF_FILE = "file"
 
 
@@ -57,7 +57,6 @@ class SqlKeys:
 
         `owner_seconds`: without a word for so long, a server is gone. `owner`: a name that is the same after a restart;
         "": a new one. `address`: where other servers reach this one.
-
         """
         keys = cls(ledger, key_seconds, keys_max, owner_seconds, owner, address)
         await ledger.writer.run(keys._register)
