@@ -5,6 +5,8 @@ Each language has two: `main` in its folder, which does the nine tasks, and `sma
 
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,7 @@ class Language:
     packages: tuple[tuple[str | None, tuple[str, ...]], ...]
     compile: Callable[[Program], list[list[str]]]
     command: Callable[[Program], list[str]]
+    check: Callable[[Program], list[str]]  # whether it compiles, in seconds, without keeping what is built
     prepare: Callable[[], list[list[str]]] = list
     lacks: tuple[str, ...] = ()  # which foreign protos its packages lack
     uses_npm: bool = False
@@ -74,7 +77,11 @@ class Language:
         return {"version": "v2", "plugins": mine}
 
     def build(self) -> list[list[str]]:
-        """The commands that build both programs, in order; writes the page's program out first."""
+        """The commands that build both programs, in order."""
+        return [*self.prepare(), *self.compile(self.main), *self.compile(self.smallest)]
+
+    def write_smallest(self) -> None:
+        """Write the page's program out, with what it finds beside itself, and make the folders to build in."""
         self.smallest.source.parent.mkdir(parents=True, exist_ok=True)
         self.smallest.source.write_text(page_program(self.name, self.fence))
         for name, path in self.beside.items():
@@ -82,11 +89,20 @@ class Language:
             (self.smallest.source.parent / name).symlink_to(path)
         for program in (self.main, self.smallest):
             program.built.mkdir(parents=True, exist_ok=True)
-        return [*self.prepare(), *self.compile(self.main), *self.compile(self.smallest)]
+
+    def missing(self) -> list[str]:
+        """Debian's packages that it needs and that are not installed."""
+        needed = [name for tool, names in self.packages if not (tool and shutil.which(tool)) for name in names]
+        return [name for name in needed if not _is_installed(name)]
 
     def environment(self) -> dict[str, str]:
         """The variables that its commands need, beside those that are set."""
         return {**os.environ, **self.variables}
+
+
+def _is_installed(package: str) -> bool:
+    query = subprocess.run(["dpkg-query", "-W", "-f=${Status}", package], capture_output=True, text=True)
+    return query.stdout.endswith(" installed")
 
 
 def page_program(name: str, fence: str) -> str:
@@ -100,7 +116,7 @@ def page_program(name: str, fence: str) -> str:
 
 
 def _go(program: Program) -> list[list[str]]:
-    return [["go", "vet", str(program.source)], ["go", "build", "-o", str(program.built / "main"), str(program.source)]]
+    return [["go", "build", "-o", str(program.built / "main"), str(program.source)]]
 
 
 def _esbuild(source: Path | str, target: Path, *options: str) -> list[str]:
@@ -119,10 +135,11 @@ def _browser(program: Program) -> list[list[str]]:
 def _browser_parts() -> list[list[str]]:
     module = _esbuild("clients/browser/klein.ts", BUILD / "browser" / "klein.js", "--format=esm", "--minify")
     runner = _esbuild("clients/browser/run.ts", BUILD / "browser" / "run.mjs", *FOR_NODE)
-    return [_check_types("browser"), module, runner]
+    return [_typescript("browser"), module, runner]
 
 
-def _check_types(name: str) -> list[str]:
+def _typescript(name: str) -> list[str]:
+    """Checks the types of both programs at once."""
     return ["clients/node_modules/.bin/tsc", "-p", f"clients/{name}"]
 
 
@@ -134,6 +151,11 @@ def _java(program: Program) -> list[list[str]]:
 def _java_generated() -> list[list[str]]:
     sources = [str(path) for path in sorted((BUILD / "gen" / "java").rglob("*.java"))]
     return [["javac", "-encoding", "UTF-8", "-nowarn", "-cp", CLASSPATH, "-d", f"{BUILD}/java/generated", *sources]]
+
+
+def _java_check(program: Program) -> list[str]:
+    classpath = ["-cp", CLASSPATH, "-sourcepath", f"{BUILD}/gen/java", "-implicit:none"]
+    return ["javac", "-encoding", "UTF-8", *classpath, "-d", f"{program.built}/checked", str(program.source)]
 
 
 def _java_command(program: Program) -> list[str]:
@@ -155,8 +177,8 @@ def _cpp_generated() -> list[list[str]]:
     return [[*compiler, str(folder / name), "-o", str(output)] for name, output in zip(names, outputs, strict=True)]
 
 
-def _ruby(program: Program) -> list[list[str]]:
-    return [["ruby", "-wc", str(program.source)]]
+def _ruby(program: Program) -> list[str]:
+    return ["ruby", "-wc", str(program.source)]
 
 
 FOREIGN = ("google/rpc", "grpc/health")
@@ -169,6 +191,7 @@ LANGUAGES = (
         "go",
         packages=(("go", ("golang-go",)), (None, (*GO_PACKAGES.split(), "protoc-gen-go-1-5", "protoc-gen-go-grpc"))),
         compile=_go,
+        check=lambda program: ["go", "vet", str(program.source)],
         command=lambda program: [str(program.built / "main")],
         variables={"GO111MODULE": "off", "GOPATH": f"{BUILD}/gen/go:/usr/share/gocode"},
     ),
@@ -177,7 +200,8 @@ LANGUAGES = (
         "main.ts",
         "typescript",
         packages=(NODE, NPM),
-        prepare=lambda: [_check_types("node")],
+        prepare=lambda: [_typescript("node")],
+        check=lambda _: _typescript("node"),
         compile=_node,
         command=lambda program: ["node", str(program.built / "main.mjs")],
         beside={"gen": BUILD / "gen" / "node"},
@@ -191,6 +215,7 @@ LANGUAGES = (
         packages=(("javac", ("openjdk-17-jdk-headless",)), (None, tuple(JAVA_PACKAGES.split()))),
         prepare=_java_generated,
         compile=_java,
+        check=_java_check,
         command=_java_command,
         lacks=FOREIGN,
     ),
@@ -201,6 +226,7 @@ LANGUAGES = (
         packages=((None, tuple(CPP_PACKAGES.split())),),
         prepare=_cpp_generated,
         compile=_cpp,
+        check=lambda program: ["g++", "-std=c++17", "-fsyntax-only", f"-I{BUILD}/gen/cpp", str(program.source)],
         command=lambda program: [str(program.built / "main")],
         lacks=FOREIGN,
     ),
@@ -209,7 +235,8 @@ LANGUAGES = (
         "main.rb",
         "ruby",
         packages=((None, ("ruby", "ruby-googleapis-common-protos-types", "ruby-grpc", "protobuf-compiler-grpc")),),
-        compile=_ruby,
+        compile=lambda program: [_ruby(program)],
+        check=_ruby,
         command=lambda program: ["ruby", f"-I{BUILD}/gen/ruby", str(program.source)],
     ),
     Language(
@@ -218,6 +245,7 @@ LANGUAGES = (
         "typescript",
         packages=(NODE, NPM, (None, ("chromium",))),
         prepare=_browser_parts,
+        check=lambda _: _typescript("browser"),
         compile=_browser,
         beside={"klein.js": BUILD / "browser" / "klein.js"},
         command=lambda program: ["node", f"{BUILD}/browser/run.mjs", str(program.built / "page.js")],

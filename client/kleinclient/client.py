@@ -79,11 +79,7 @@ class Client:
 
     def close(self) -> None:
         """Cancel what is under way and disconnect; who waits for it gets Cancelled."""
-        self._is_closed.set()
-        with self._lock:
-            streams = list(self._streams)
-        for stream in streams:
-            stream.close()
+        self._end_streams()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -92,7 +88,17 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end_streams()
+        # Interrupted in the middle of beginning a call, gRPC waits for that call for ever; the process ends anyway.
+        if not isinstance(error, KeyboardInterrupt | SystemExit):
+            self._channel.close()
+
+    def _end_streams(self) -> None:
+        self._is_closed.set()
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
 
     def _stream(self, ask: Ask) -> ImageStream:
         stream = ImageStream(self._open, Exchange(ask, self._connection))

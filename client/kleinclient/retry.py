@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kleinclient.errors import BrokenStream, ConnectionLost, KleinError, ServerUnreachable, Unavailable
+from kleinclient.errors import BrokenStream, KleinError, ServerUnreachable, Unavailable
 from kleinclient.events import Retrying
 
 TRANSPORT = ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED")  # without a reason they are of gRPC or a proxy
@@ -103,20 +103,18 @@ class Attempts:
 
     def failed(self, error: KleinError) -> Retrying:
         """When to send again. Raises: `error`, if that is not safe, too often, too late or past the deadline."""
-        now = self._clock()
-        if self._failing_since is None:
-            self._failing_since = now
+        self._failing_since = self._clock() if self._failing_since is None else self._failing_since
         self._failures += 1
         if error.reason and not isinstance(error, BrokenStream):
             self._contact.has_answered = True
-        if not (self._is_safe(error) and self._is_worth_it(error, now)):
+        if not (self._is_safe(error) and self._is_worth_it(error, self._clock() - self._failing_since)):
             raise error from None
         least, more = self._retry.delay(error, self._failures, random.random())
         left = self.seconds_left()
         if left is not None and least < left:
             more = min(more, (left - least) / 2)
         delay = max(least + more, self._contact.turn())
-        if delay > self._bound(left):
+        if delay >= self._bound(left):
             raise error from None
         return Retrying(delay, error.reason or error.status, error.message)
 
@@ -128,15 +126,14 @@ class Attempts:
             return is_invited or is_broken
         return not self.heard and (is_invited or isinstance(error, ServerUnreachable))
 
-    def _is_worth_it(self, error: KleinError, now: float) -> bool:
+    def _is_worth_it(self, error: KleinError, failing_seconds: float) -> bool:
         """Outages are bounded by time, refusals by their number; where nobody ever answered, the address is wrong."""
         if self._retry.attempts <= 1 or (isinstance(error, ServerUnreachable) and not self._contact.has_answered):
             return False
         if (error.retry_after or 0.0) > self._retry.delay_max:
             return False
-        if isinstance(error, Unavailable | ConnectionLost) and self._contact.has_answered:
-            since = now if self._failing_since is None else self._failing_since
-            return self._end is not None or now - since < self._retry.patience
+        if isinstance(error, Unavailable) and self._contact.has_answered:
+            return self._end is not None or failing_seconds < self._retry.patience
         return self._failures < self._retry.attempts
 
     def _bound(self, left: float | None) -> float:

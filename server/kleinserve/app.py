@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.web.probes import Health
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
+TRACES_SECONDS = 3.0  # for the last traces to reach their collector
 
 log = structlog.get_logger()
 
@@ -35,7 +36,7 @@ log = structlog.get_logger()
 def run(config: Config, logs: "Logs") -> int:
     """Serve until SIGTERM or SIGINT, drained; a second signal exits at once, and so does one before it is warm.
 
-    Returns the exit code. Raises: BadConfig, UnusableCheckpoint, BadLedger; OSError where a port is taken.
+    Returns the exit code. Raises: BadConfig, UnusableCheckpoint.
     """
     metrics = Metrics()
     metrics.log_dropped.count = lambda: logs.dropped
@@ -81,6 +82,7 @@ class _Server:
         from kleinserve.rpc.forward import Forward
         from kleinserve.rpc.server import GrpcServer
         from kleinserve.rpc.servicer import Images, Usages, methods
+        from kleinserve.tracing import configured
         from kleinserve.usage import price
         from kleinserve.web.probes import Debug, Probes
 
@@ -99,7 +101,8 @@ class _Server:
         self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
         forward = Forward(identity.authenticator, identity.replica_credentials, 2 * config.owner_seconds)
         table = methods(Images(self._desk, forward, facts, config), Usages(ledger))
-        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
+        self._tracing = configured(os.environ)
+        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
         debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
@@ -118,7 +121,7 @@ class _Server:
         return Health(state.value, state is not State.DEAD, state is State.READY)
 
     async def start(self, announce: Callable[[str], None]) -> None:
-        """Listen, warm, and say so. Raises: OSError where a port is taken; what the warm-up raised."""
+        """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
         config = self._config
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
         self._keys.reached_at(self._reached_at(port))
@@ -193,6 +196,8 @@ class _Server:
         await self._books.close()
         await self._intake.close()
         self._identity.stop()
+        if self._tracing is not None:
+            self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
         return 1 if is_dead else 0
 
@@ -268,6 +273,7 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
+        metrics.ledger_up.set(1)  # nothing is refused for want of one
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
 

@@ -145,7 +145,11 @@ def _rendering(config: Config, *, is_terminal: bool) -> Render:
         render = structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=structlog.dev.plain_traceback)
 
     def rendered(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
-        event["level"], event["timestamp"] = level, datetime.now(UTC).isoformat(timespec="microseconds")
+        event = {
+            "timestamp": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "level": level,
+            "event": event.get("event"),
+        } | dict(event)
         try:
             error = event.pop("exc_info", None)
             if (text := _traceback(error)) is not None:

@@ -1,4 +1,4 @@
-"""A plain TCP relay in front of a server, whose connections a test can cut as a broken network does."""
+"""A plain TCP relay in front of a server, whose connections a test can cut or freeze as broken networks do."""
 
 import socket
 import struct
@@ -18,6 +18,7 @@ class Relay:
         self._server = host, int(port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._frozen: set[socket.socket] = set()
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
@@ -41,6 +42,10 @@ class Relay:
                     end.shutdown(socket.SHUT_RD)
                 end.close()
 
+    def freeze(self) -> None:
+        """Take everything on the connections that there are, and pass nothing on: their ends hear nothing any more."""
+        self._frozen = {end for pair in self._pairs for end in pair}
+
     def _accept(self) -> None:
         while True:
             try:
@@ -55,7 +60,8 @@ class Relay:
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65536):
-                sink.sendall(data)
+                if sink not in self._frozen:
+                    sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             return

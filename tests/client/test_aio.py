@@ -111,6 +111,29 @@ def test_closing_the_blocking_client(server: Any, begun: threading.Event) -> Non
         stream.result()
 
 
+def test_an_interrupt_ends_the_request(server: Any) -> None:
+    """Ctrl-C leaves a client at once, whatever gRPC was doing, and its requests end at the server."""
+    ended = threading.Event()
+
+    def endless(request: Any, context: grpc.ServicerContext) -> Any:
+        context.add_callback(ended.set)
+        yield from opening()
+        ended.wait(20)
+
+    server.play(endless)
+    klein = Client(server.target)
+
+    def interrupted() -> None:
+        with klein:
+            next(iter(klein.generate("a red circle")))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert ended.wait(10)
+    klein.close()
+
+
 async def test_cancelled_task_stays_cancelled(server: Any, begun: threading.Event) -> None:
     """A task that is cancelled while it waits is cancelled, and not Cancelled."""
     async with AsyncClient(server.target) as klein:

@@ -86,7 +86,7 @@ def test_replay(server: Any, caller: Any) -> None:
     assert image.is_replay
 
 
-async def test_lost_key_of_an_asynchronous_stream(server: Any) -> None:
+async def test_key_before_the_first_event(server: Any) -> None:
     """The asynchronous stream has its key before the server has said anything."""
     server.play(lambda request, context: opening())
     async with AsyncClient(server.target) as klein:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from klein.v1 import image_pb2 as pb
-from kleinclient import Client, KleinError, QueueFull, Retry, Retrying
+from kleinclient import Client, Image, KleinError, QueueFull, Retry, Retrying
 from kleinclient.connection import OPTIONS, Connection
 
 from tests.client.conftest import PICTURE, Scripted, refuse, serving, whole
@@ -51,9 +51,10 @@ def test_an_absent_server_is_an_outage_to_who_knew_it() -> None:
         with Client(scripted.target) as klein:
             klein.generate("x").result()
             first.close()
-            for event in klein.generate("y", timeout=60):
-                if isinstance(event, Retrying) and not second._exit_callbacks:  # type: ignore[attr-defined]
-                    second.enter_context(serving(scripted, port))
+            stream = iter(klein.generate("y", timeout=60))
+            assert isinstance(next(stream), Retrying)
+            second.enter_context(serving(scripted, port))
+            assert [event for event in stream if isinstance(event, Image)]
     assert [request.prompt for request in scripted.requests] == ["x", "y"]
 
 
@@ -121,7 +122,7 @@ def test_channel_options() -> None:
     """A lost connection is tried again within five seconds, a quiet one is pinged; options of the caller override."""
     options = dict(Connection("klein.example", {}).options)
     assert options["grpc.max_reconnect_backoff_ms"] == 5000
-    assert options["grpc.keepalive_time_ms"] == 20_000
+    assert (options["grpc.keepalive_time_ms"], options["grpc.http2.ping_timeout_ms"]) == (20_000, 10_000)
     own = {"grpc.keepalive_time_ms": 60_000, "grpc.lb_policy_name": "round_robin"}
     assert dict(Connection("dns:///x", {"channel_options": own}).options) == {**OPTIONS, **own}
 

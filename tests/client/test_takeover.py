@@ -18,6 +18,7 @@ from kleinclient import (
     Progress,
     ResultGone,
 )
+from kleinclient.connection import OPTIONS
 
 from tests.client.conftest import PICTURE, Scripted, ending, event, opening, refuse, serving, whole
 from tests.client.relay import Relay
@@ -133,6 +134,25 @@ def test_go_away(caller: Any) -> None:
     assert events[-1].data == PICTURE
     assert [type(event).__name__ for event in events].count("Retrying") == 1
     assert scripted.requests[0] == scripted.requests[1]
+
+
+def test_dead_connection(server: Any, caller: Any) -> None:
+    """A connection on which nothing comes any more, but which nobody closed, is noticed by its pings."""
+
+    def quiet(request: Any, context: grpc.ServicerContext) -> Any:
+        yield from opening()
+        relay.freeze()
+        gone = threading.Event()
+        context.add_callback(gone.set)
+        gone.wait(5)
+
+    quick = {"grpc.keepalive_time_ms": 200, "grpc.http2.ping_timeout_ms": 200}
+    caller.settings["channel_options"] = quick
+    server.play(quiet, whole)
+    with Relay(server.target) as relay:
+        events = caller.events(relay.target)
+    assert events[-1].data == PICTURE
+    assert quick.keys() <= OPTIONS.keys()
 
 
 def test_a_cut_connection_is_not_called_an_absent_server(server: Any, caller: Any) -> None:

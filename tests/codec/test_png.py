@@ -128,7 +128,7 @@ def test_too_many_chunks_are_named_with_the_limit() -> None:
     ("frames", "controls", "is_animated"), [(1, 1, False), (1, 0, True), (2, 1, True), (0, 0, False)]
 )
 def test_what_is_animated(frames: int, controls: int, is_animated: bool) -> None:
-    """An animation of one frame is a still picture, unless the picture is not it; nor are two animations one."""
+    """An animation of one frame is a still picture, unless the picture is not that frame; two animations are none."""
     control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 96, 80, 0, 0, 1, 1, 0, 0)) * controls
     animation = chunk(b"acTL", struct.pack(">II", frames, 0))
     assert decoded(with_chunks(animation, animation, control)) == decoded(PLAIN)

@@ -32,7 +32,7 @@ async def test_every_violation_in_one_answer(channel: grpc.aio.Channel) -> None:
     bad = details["BadRequest"]
     assert isinstance(bad, error_details_pb2.BadRequest)
     assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-    own = "#17 width height steps guidance_scale client_tag idempotency_key on_disconnect priority"
+    own = "#17 width height steps guidance_scale client_tag idempotency_key priority"
     nested = "output.quality output.format output.embed_prompt output.background"
     nested += " preview.disabled preview.max_edge preview.format"
     wanted = {"prompt", "references", *(f"options.{name}" for name in f"{own} {nested}".split())}

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kleinserve.core import MEGAPIXEL, AlphaMethod, ModelFacts, Pixels, Preview, Request, Size, Variant
+from kleinserve.core import MEGAPIXEL, AlphaMethod, Demand, ModelFacts, Pixels, Preview, Request, Size, Variant
 from kleinserve.scheduler.cost import Line
-from kleinserve.scheduler.engine import Demand
 
 FACTS = ModelFacts(
     name="scripted",
@@ -136,9 +135,9 @@ class ScriptedEngine:
             render.steps_done += 1
             render.pass_steps += 1
 
-    def preview(self, render: ScriptedRender) -> Pixels | Preview:
-        self._ask("preview", [render])
-        return PICTURE
+    def previews(self, renders: Sequence[ScriptedRender]) -> list[Callable[[], Pixels | Preview]]:
+        self._ask("previews", renders)
+        return [lambda: PICTURE for _ in renders]
 
     def decode(self, renders: Sequence[ScriptedRender], *, tiled: bool = False) -> Iterator[None]:
         self._ask("tiled" if tiled else "decode", renders)

@@ -8,7 +8,6 @@ from kleinserve.core import (
     Operation,
     Options,
     Pixels,
-    Preview,
     PreviewOptions,
     Priority,
     Progress,
@@ -19,7 +18,7 @@ from kleinserve.core import (
 from kleinserve.errors import KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import STAGES, Cost, Line
-from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.outbox import Drawn, Outbox
 from kleinserve.scheduler.scheduler import Admitted, Scheduler
 from kleinserve.scheduler.work import Work
 
@@ -47,7 +46,8 @@ class Told:
     def _progressed(self, work: Work, progress: Progress) -> None:
         self.progress.append((work, progress))
 
-    def _drew(self, work: Work, drawn: Pixels | Preview, step: int) -> None:
+    def _drew(self, work: Work, drawn: Drawn, step: int) -> None:
+        assert isinstance(drawn(), Pixels)
         self.drawn.append((work, step))
 
     def _decoded(self, work: Work) -> None:

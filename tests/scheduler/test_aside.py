@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 from kleinserve.core import Priority, Size
-from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, Cancelled, Internal
+from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, Cancelled, DeadlinePassed, Internal
 from kleinserve.scheduler.aside import Window
 from kleinserve.scheduler.work import Need
 
@@ -145,6 +145,18 @@ def test_an_open_unit_that_nobody_wants_any_more_is_stopped() -> None:
     assert not stage.scheduler.aside.turn()
     assert isinstance(stage.told.failed[work], Cancelled)
     assert work.accelerator_seconds == pytest.approx(had + 0.1)
+
+
+def test_a_decode_whose_deadline_passes_is_stopped() -> None:
+    """No piece is done for what is too late."""
+    stage = Stage()
+    work = stage.work(MEGAPIXEL)
+    stage.denoise(work)
+    stage.scheduler.aside.turn()
+    stage.scheduler.change(work, stage.clock() + 0.15, Priority.STANDARD)
+    stage.finish()
+    assert isinstance(stage.told.failed[work], DeadlinePassed)
+    assert stage.clock() - work.deadline < 0.11
 
 
 def test_the_device_holds_a_bounded_number_of_works() -> None:

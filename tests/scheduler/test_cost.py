@@ -1,8 +1,8 @@
 """The cost model's arithmetic."""
 
 import pytest
+from kleinserve.core import Demand
 from kleinserve.scheduler.cost import STAGES, Cost, Line, Share
-from kleinserve.scheduler.engine import Demand
 
 
 @pytest.mark.parametrize(

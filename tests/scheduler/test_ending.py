@@ -12,7 +12,7 @@ from kleinserve.errors import (
     KleinError,
 )
 from kleinserve.scheduler.ending import together
-from kleinserve.scheduler.work import Work
+from kleinserve.scheduler.work import Need, Work
 
 from tests.scheduler.stage import Stage
 
@@ -51,13 +51,16 @@ def test_what_was_said_at_the_cancel_is_what_is_told() -> None:
     assert [type(error) for error in stage.told.failed.values()] == [Cancelled, DeadlinePassed]
 
 
-def test_too_late_ends_but_for_what_a_thread_holds() -> None:
-    """That ends at its own boundary."""
+def test_too_late_ends_now_or_where_a_thread_holds_it_at_its_boundary() -> None:
+    """Both with the same words."""
     stage = Stage()
     late, held, early = stage.work(deadline=5.0), stage.work(deadline=5.0), stage.work(deadline=50.0)
     stage.scheduler._queue.hold([held])
-    assert stage.scheduler._ending.expire([late, held, early], 6.0) == [held, early]
+    assert stage.scheduler._ending.expire([late, held, early], 6.0) == [early]
     assert list(stage.told.failed) == [late]
+    (gone,) = stage.scheduler._queue.release([held], Need.STEPS)
+    stage.scheduler._ending.gone(gone)
+    assert [type(error) for error in stage.told.failed.values()] == [DeadlinePassed, DeadlinePassed]
 
 
 def test_a_missed_deadline_makes_promises_more_careful_and_a_cancel_does_not() -> None:

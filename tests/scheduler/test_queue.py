@@ -118,3 +118,5 @@ def test_a_sleeping_loop_wakes_for_what_concerns_it(stage: Stage) -> None:
     threading.Timer(0.01, queue.close).start()
     queue.sleep(Loop.STEPS, seen, 60.0)
     assert queue.is_closed
+    assert not queue.put(fresh(stage))
+    assert queue.works() == works

@@ -125,6 +125,14 @@ def test_the_wait_for_those_who_have_not_come_grows_with_the_queue() -> None:
     assert stage.scheduler.waiting == 10
 
 
+def test_before_the_start_nothing_is_known_and_nothing_breaks(engine: ScriptedEngine) -> None:
+    """Whoever looks at the load meanwhile sees none."""
+    scheduler = Scheduler(engine, load({}), Metrics(), Told().outbox())
+    assert (scheduler.wait_seconds, scheduler.busy_seconds, scheduler.waiting, scheduler.running) == (0.0, 0.0, 0, 0)
+    assert scheduler.positions() == []
+    assert scheduler.close(0.0)
+
+
 def test_another_priority_changes_the_order() -> None:
     """The last of three that waits is the first to be finished once it is interactive."""
     stage = Stage()
@@ -168,7 +176,15 @@ def test_a_cut_out_of_two_passes_is_stepped_and_decoded_twice() -> None:
     stage.engine.passes = 2
     work = stage.work(TINY)
     stage.finish()
-    assert stage.names("preview") == ["text", "begin", *["step"] * 4, "decode", "begin_second", *["step"] * 4, "decode"]
+    assert stage.names("previews") == [
+        "text",
+        "begin",
+        *["step"] * 4,
+        "decode",
+        "begin_second",
+        *["step"] * 4,
+        "decode",
+    ]
     assert stage.told.decoded == [work]
     assert [told.step for _, told in stage.told.progress] == list(range(1, 9))
     assert stage.scheduler.busy_seconds == 0.0
@@ -251,14 +267,16 @@ def test_closing_does_not_wait_for_a_thread_that_hangs(engine: ScriptedEngine) -
 
 def test_a_lost_accelerator_ends_everything(engine: ScriptedEngine) -> None:
     """Every work fails with INTERNAL, then it is told once that the engine died."""
-    told = Told()
+    told, all_there = Told(), threading.Event()
 
     def fail(renders: Sequence[ScriptedRender]) -> None:
+        assert all_there.wait(20.0)
         raise AcceleratorLost("gone")
 
     with serving(engine, told) as scheduler:
         engine.failures["step"] = fail
         works = [scheduler.submit(render(engine)).work for _ in range(3)]
+        all_there.set()
         until(lambda: told.died)
     assert [type(error) for error in told.died] == [AcceleratorLost]
     assert all(isinstance(told.failed[work], Internal) for work in works)

@@ -40,6 +40,22 @@ def test_only_wanted_previews_are_drawn() -> None:
     assert none not in [which for which, _ in stage.told.drawn]
 
 
+def test_a_preview_that_fails_fails_its_own_request() -> None:
+    """Previews are drawn in one go; the others' are drawn again, and nobody else fails."""
+    stage = Stage()
+    good, bad = stage.work(TINY), stage.work(TINY)
+
+    def fail(renders: Sequence[ScriptedRender]) -> None:
+        if bad.render in renders:
+            raise ValueError("a defect")
+
+    stage.engine.failures["previews"] = fail
+    stage.finish()
+    assert isinstance(stage.told.failed[bad], Internal)
+    assert stage.told.decoded == [good]
+    assert [step for which, step in stage.told.drawn if which is good] == [1, 2, 3, 4]
+
+
 def test_a_step_is_paid_for_by_the_work_that_each_had_in_it() -> None:
     """Two share steps; the seconds of all of them are divided, none is lost."""
     stage = Stage()

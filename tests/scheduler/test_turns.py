@@ -43,5 +43,5 @@ def test_after_an_aged_step_it_is_the_others_turn() -> None:
     for _ in range(100):
         ration.spend(1.0, is_aged=True)
         assert not ration.aged_first
-    ration.spend(0.5, is_aged=False)
+    ration.spend(1.0, is_aged=False)
     assert ration.aged_first

@@ -12,7 +12,7 @@ import pytest
 from kleinserve.core import Outcome
 from kleinserve.usage import commands
 from kleinserve.usage.ledger import BadLedger
-from kleinserve.usage.records import HOUR
+from kleinserve.usage.records import DAY, HOUR
 from kleinserve.usage.sql import SqlLedger
 
 from tests.usage.postgres import Postgres
@@ -130,9 +130,6 @@ async def test_following_waits_for_a_database_that_is_away(postgres: Postgres) -
         assert json.loads(process.stdout.readline())["id"] == second.record_id
         process.kill()
     await ledger.close()
-
-
-DAY = 24 * HOUR
 
 
 async def test_pruning_keeps_the_totals(ledger: SqlLedger, url: str, capsys: pytest.CaptureFixture[str]) -> None:

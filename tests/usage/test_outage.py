@@ -136,12 +136,16 @@ async def test_postgresql_dies(postgres: Postgres) -> None:
 
 
 async def test_postgresql_restarts_between_two_commits(postgres: Postgres) -> None:
-    """A connection that died while nothing was written costs nobody his image: the commit is tried on a new one."""
-    async with opened(postgres.database()) as ledger:
+    """A connection that died while nothing was written costs nobody his image: the commit is made on a new one, and
+    the ledger was never down.
+    """
+    ups: list[bool] = []
+    async with opened(postgres.database(), on_up=ups.append) as ledger:
         await ledger.commit(record())
         with dead(postgres):
             pass
         await ledger.commit(record())
+    assert ups == [True]
 
 
 async def test_sqlite_is_locked(tmp_path: Path) -> None:
@@ -198,12 +202,12 @@ async def test_notes_are_bounded(tmp_path: Path) -> None:
             at_once = len(dropped)
         await up(ledger)
     assert NOTES_MAX <= at_once <= 2 * NOTES_MAX
-    assert rows(f"sqlite:///{file}", "SELECT count(*) FROM record") == [(3 * NOTES_MAX - at_once,)]
+    assert rows(f"sqlite:///{file}", "SELECT count(*) FROM record") == [(3 * NOTES_MAX - len(dropped),)]
 
 
 async def test_closing_ends_while_the_database_hangs(postgres: Postgres) -> None:
-    """Closing a ledger whose database hangs takes no longer than the timeout."""
+    """Closing a ledger whose database hangs comes to an end while it hangs."""
     ledger = SqlLedger(postgres.database(), timeout_seconds=TIMEOUT_SECONDS)
     with hanging(postgres):
         ledger.note(record())
-        await asyncio.wait_for(ledger.close(), 20 * TIMEOUT_SECONDS)
+        await ledger.close()

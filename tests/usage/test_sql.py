@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from kleinserve.core import Operation, Outcome, UsageRecord
 from kleinserve.errors import InvalidField, LedgerUnavailable
 from kleinserve.usage import database, records
 from kleinserve.usage.ledger import BadLedger, UsageTotal
-from kleinserve.usage.records import HOUR, PAGE_RECORDS
+from kleinserve.usage.records import DAY, HOUR, PAGE_RECORDS
 from kleinserve.usage.sql import SqlLedger
 from sqlalchemy import text
 
@@ -79,21 +80,23 @@ def summed(given: list[UsageRecord], start: int, end: int, caller: str | None) -
 
 
 async def test_totals_are_exact_at_any_bounds(ledger: SqlLedger) -> None:
-    """Totals of any interval equal the sum over its records, whether bounds fall on hours, in them, or on a record."""
+    """Totals of any interval equal the sum over its records: bounds on days, on hours, within them, on a record."""
     draw = random.Random(7)
     given = [
         record(
             caller=draw.choice(["web", "batch"]),
             operation=draw.choice(list(Operation)),
             usage=replace(PAID, output_megapixels=draw.randint(1, 4), billable=draw.random() < 0.7),
-            end_microseconds=draw.randint(10 * HOUR, 14 * HOUR),
+            end_microseconds=draw.randint(10 * HOUR, 60 * HOUR),
         )
         for _ in range(200)
     ]
     await asyncio.gather(*map(ledger.commit, given))
     ends = [each.end_microseconds for each in given]
     bounds = [
-        draw.choice([draw.randint(9 * HOUR, 15 * HOUR), draw.randint(9, 15) * HOUR, draw.choice(ends)])
+        draw.choice(
+            [draw.randint(9 * HOUR, 61 * HOUR), draw.randint(9, 61) * HOUR, draw.randint(0, 3) * DAY, draw.choice(ends)]
+        )
         for _ in range(120)
     ]
     for start, end in [*zip(bounds[::2], bounds[1::2], strict=True), (11 * HOUR, 11 * HOUR), ALL]:
@@ -198,7 +201,9 @@ def loading(url: str) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("kills", [3])
 async def test_what_was_acknowledged_survives_kill_9(url: str, kills: int) -> None:
-    """Of a process killed in the middle of its load every acknowledged record is there once, and the totals agree."""
+    """Of a process killed in the middle of its load every acknowledged record is there once, no key is billed twice by
+    the processes that ask for it again, and the totals agree.
+    """
     acknowledged: list[str] = []
     for kill in range(kills):
         with loading(url) as process:
@@ -208,9 +213,13 @@ async def test_what_was_acknowledged_survives_kill_9(url: str, kills: int) -> No
             process.kill()
             acknowledged += process.stdout.read().split("\n")[:-1]  # the last line may be torn
     ledger = SqlLedger(url)
-    there = [each.record_id for each in await listed(ledger)]
+    everything = await listed(ledger)
+    there = [each.record_id for each in everything]
     assert len(there) == len(set(there))
     assert set(acknowledged) <= set(there)
+    keyed = Counter(each.client_tag for each in everything if each.client_tag)
+    assert keyed
+    assert set(keyed.values()) == {1}
     assert [total.requests for total in await ledger.totals(*ALL, None)] == [len(there)]
     await ledger.close()
     if url.startswith("sqlite"):

@@ -60,8 +60,10 @@ def main() -> None:
         if not packet:
             return
         if files:  # else a cancel that came too late
-            control.send(_supervise(control, Task(**json.loads(packet)), files[0]))
+            answer = _supervise(control, Task(**json.loads(packet)), files[0])
             os.close(files[0])
+            with suppress(BrokenPipeError):  # the server is gone, as the next read will say
+                control.send(answer)
 
 
 def _supervise(control: socket.socket, task: Task, file: int) -> bytes:

@@ -366,11 +366,12 @@ class Desk:
         return [job.shown(self._loop.time()) for job in self._jobs.values()]
 
     def cancel_request(self, request_id: str) -> bool:
-        """End a request in its caller's place; False: there is none."""
+        """End a request in its caller's place; False: there is none, or its image is billed and on its way."""
         job = self._jobs.get(request_id)
-        if job is not None:
-            self.end(job, Cancelled("an operator cancelled it"))
-        return job is not None
+        if job is None:
+            return False
+        self.end(job, Cancelled("an operator cancelled it"))
+        return job.stage is Stage.OVER
 
 
 def _terms(draft: Draft, asked: Asked) -> Terms:

@@ -11,7 +11,6 @@ from kleinserve.core import (
     BackendEvent,
     Completed,
     EncodedImage,
-    Event,
     Failed,
     Finished,
     Outcome,
@@ -47,7 +46,8 @@ class Job:
     """What the desk knows of one request. Its backend tells it through `take`; its readers are told by it.
 
     `on_change` is called when the stage has changed, `on_last` with the backend's last word. `accept_microseconds`:
-    since 1970. `submitted` and `started` on the event loop's clock. `error`: why it ended, the first cause.
+    since 1970. `submitted`, `started`, `last_word` (the backend's) and `settled` (its image) on the event loop's clock.
+    `error`: why it ended, the first cause.
     """
 
     request: Request
@@ -61,6 +61,8 @@ class Job:
     stage: Stage = Stage.WAITING
     submitted: float = 0.0
     started: float | None = None
+    last_word: float | None = None
+    settled: float | None = None
     readers: set[Reader] = field(default_factory=set)
     entry: Entry | None = None  # of its key
     is_redraw: bool = False  # billed before, never delivered: nothing is recorded again
@@ -70,6 +72,7 @@ class Job:
     error: KleinError | None = None
     _present: Queued | Progress | None = None
     _is_detached: bool = False
+    _when_spent: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def queue_seconds(self) -> float:
@@ -103,25 +106,31 @@ class Job:
         """A further stream of this job: accepted, then the present state; past previews are not repeated."""
         assert self.accepted is not None
         reader = Reader(replace(self.accepted, is_replay=is_replay), terms)
+        if self.started is not None:
+            reader.post(Started(self.started - self.submitted))
         if self.image is not None:
             reader.finish(self.image, self.completed())
-        else:
-            for event in self._state():
-                reader.post(event)
+        elif self._present is not None:
+            reader.post(self._present)
         self.readers.add(reader)
         return reader
-
-    def _state(self) -> list[Event]:
-        started = [] if self.started is None else [Started(self.started - self.submitted)]
-        return [*started, *([] if self._present is None else [self._present])]
 
     def take(self, event: BackendEvent) -> None:
         """What its backend says, in order."""
         if isinstance(event, Finished | Failed):
-            self.spent = event.spent
+            self.spent, self.last_word = event.spent, asyncio.get_running_loop().time()
             self.on_last(self, event)
+            while self._when_spent:
+                self._when_spent.pop()()
         elif self.stage in (Stage.WAITING, Stage.RUNNING):
             self._post(event)
+
+    def when_spent(self, function: Callable[[], None]) -> None:
+        """Call it once `spent` is known: now, or after the backend's last word."""
+        if self.last_word is None:
+            self._when_spent.append(function)
+        else:
+            function()
 
     def _post(self, event: Queued | Started | Progress | Preview) -> None:
         if isinstance(event, Started):
@@ -136,7 +145,7 @@ class Job:
 
     def deliver(self, image: EncodedImage) -> None:
         """Its image is settled: every reader gets it."""
-        self.image = image
+        self.image, self.settled = image, asyncio.get_running_loop().time()
         self._become(Stage.DELIVERING)
         for reader in self.readers:
             reader.finish(image, self.completed())

@@ -65,7 +65,7 @@ def varlen(device: torch.device, dtype: torch.dtype, head_channels: int) -> Call
         with suppress(Exception):  # not installed, or built for another torch
             activate_flash_attention_impl("FA3")
     query = torch.zeros(16, 1, head_channels, dtype=dtype, device=device)
-    ends = torch.tensor([0, 16], dtype=torch.int32, device=device)
+    ends = torch.tensor([0, 16], dtype=torch.int32).to(device)
     error: Exception
     for attention in (partial(varlen_attn, num_splits=1), varlen_attn):
         try:

@@ -5,7 +5,6 @@
 
 import asyncio
 import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +31,8 @@ from kleinserve.errors import (
 )
 from kleinserve.identity.authenticator import Authenticator, Credentials
 from kleinserve.metrics import Metrics
+from kleinserve.rpc.course import course, seconds_of
+from kleinserve.tracing import Traced, Tracing
 
 _MARGIN_SHARE = 0.1  # of a short deadline: the margin is not to eat it up
 FORWARDED_CALLER = "klein-forwarded-caller"  # metadata: the caller for whom a replica calls
@@ -137,6 +138,7 @@ class Method:
     is_stream: bool
     behaviour: Callable[[Any, Call], Awaitable[None]]
     operation: str = ""  # generate or edit: of requests that are refused before there is a job
+    makes_image: bool = False
 
 
 @dataclass
@@ -149,21 +151,30 @@ class Calls:
     books: Books
     config: Config
     metrics: Metrics
+    tracing: Tracing | None = None
     running: set[Call] = field(default_factory=set)
 
     async def serve(self, path: str, body: bytes, transport: Transport) -> None:
         """One RPC from its message to its status, whatever happens."""
-        method, started = self.methods[path], time.monotonic()
-        call = self._call(body, transport)
+        await self.serve_message(path, lambda: _parsed(self.methods[path], body), len(body), transport)
+
+    async def serve_message(
+        self, path: str, read: Callable[[], Message], message_bytes: int, transport: Transport
+    ) -> None:
+        """The same for a message that `read` makes of so many bytes; a KleinError that it raises refuses the call."""
+        method, started = self.methods[path], asyncio.get_running_loop().time()
+        call = self._call(message_bytes, transport)
         kind = "server_stream" if method.is_stream else "unary"
         self.metrics.rpc_started(kind, path)
         self.running.add(call)
-        error = await self._outcome(method, body, call)
+        error = await self._outcome(method, read, call)
         stage = self.desk.leave(call.stream) if call.stream else None
-        seconds, code = time.monotonic() - started, error.status if error else "OK"
+        seconds, code = asyncio.get_running_loop().time() - started, error.status if error else "OK"
         self.metrics.rpc_handled(kind, path, code, seconds)
         self._count(method, call, error, stage, seconds)
         self._log(path, call, error, seconds)
+        if method.makes_image:
+            self._show_course(path, call, code, started, seconds)
         try:
             if error is not None:
                 error.__traceback__ = None  # its frames hold the references until the reader has taken the status
@@ -171,7 +182,7 @@ class Calls:
         finally:
             self.running.discard(call)
 
-    def _call(self, body: bytes, transport: Transport) -> Call:
+    def _call(self, message_bytes: int, transport: Transport) -> Call:
         left = transport.seconds_left()
         deadline = None
         if left is not None:
@@ -180,13 +191,13 @@ class Calls:
         task = asyncio.current_task()
         assert task is not None
         stall = self.config.reader_stall_seconds
-        return Call(transport, uuid.uuid4().hex, len(body), deadline, stall, now_microseconds(), task)
+        return Call(transport, uuid.uuid4().hex, message_bytes, deadline, stall, now_microseconds(), task)
 
-    async def _outcome(self, method: Method, body: bytes, call: Call) -> KleinError | None:
+    async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
             call.caller = self._caller(call.transport)
-            await method.behaviour(_parsed(method, body), call)
+            await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
         except (asyncio.CancelledError, ReaderGone):
@@ -244,15 +255,11 @@ class Calls:
             metrics.finished(operation, code, reason, seconds, has_deadline=call.deadline is not None)
 
     def _log(self, path: str, call: Call, error: KleinError | None, seconds: float) -> None:
-        facts: dict[str, object] = {"caller": call.caller.name if call.caller else ""}
+        facts: dict[str, object] = {**_shown(call)}
         if (stream := call.stream) is not None:
             request, spent = stream.job.request, stream.job.spent
             facts |= {
-                "size": str(request.size),
-                "steps": request.options.steps,
-                "references": len(request.references),
                 "seed": request.options.seed,
-                "priority": request.options.priority.value,
                 "queue_seconds": round(stream.job.queue_seconds, 4),
                 "max_step_requests": spent.max_step_requests,
                 "previews_skipped": stream.reader.previews_skipped,
@@ -269,13 +276,30 @@ class Calls:
         method = path.rsplit("/", 1)[1]
         log.info(
             "request finished",
-            request_id=call.request_id,
             method=method,
             code=code,
             reason=reason,
             seconds=round(seconds, 4),
             **facts,
         )
+
+    def _show_course(self, path: str, call: Call, code: str, started: float, seconds: float) -> None:
+        """Say where its time went, in its trace, and in the log if it took long; once it is known what ran for it."""
+        is_slow = 0 < self.config.slow_request_seconds <= seconds
+        if self.tracing is None and not is_slow:
+            return
+        job = call.stream.job if call.stream is not None else None
+        facts, began, given = _shown(call), call.arrived_microseconds * 1000, call.transport.metadata
+        headers = {name: given[name] for name in ("traceparent", "tracestate") if name in given}
+
+        def show() -> None:
+            stages = course(started, started + seconds, job)
+            if is_slow:
+                log.warning("slow request", code=code, seconds=round(seconds, 4), where=seconds_of(stages), **facts)
+            if self.tracing is not None:
+                self.tracing.record(Traced(path.lstrip("/"), began, seconds, headers, code, facts, stages))
+
+        show() if job is None else job.when_spent(show)
 
     async def drain(self, grace_seconds: float, error: KleinError) -> None:
         """Let running calls end for `grace_seconds`, then end the rest with `error`."""
@@ -284,6 +308,21 @@ class Calls:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for call in list(self.running):
             call.interrupt(error)
+
+
+def _shown(call: Call) -> dict[str, str | int]:
+    """What a trace and the log say of a request: whose it is and how large."""
+    facts: dict[str, str | int] = {"request_id": call.request_id, "caller": call.caller.name if call.caller else ""}
+    if call.stream is None:
+        return facts
+    request = call.stream.job.request
+    return facts | {
+        "operation": request.operation.value,
+        "size": str(request.size),
+        "steps": request.options.steps,
+        "references": len(request.references),
+        "priority": request.options.priority.value,
+    }
 
 
 def _parsed(method: Method, body: bytes) -> Message:

@@ -90,7 +90,8 @@ def _options(config: Config) -> list[tuple[str, int]]:
     ]
     if config.keepalive_seconds:  # a client that vanished without a word is noticed
         options.append(("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)))
-        options.append(("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)))
+        # A server waits for the pong by this name; `grpc.keepalive_timeout_ms` is a client's.
+        options.append(("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_seconds * 1000)))
     if config.max_connection_age_seconds:
         grace = round(config.max_connection_grace_seconds * 1000)
         options.append(("grpc.max_connection_age_ms", round(config.max_connection_age_seconds * 1000)))

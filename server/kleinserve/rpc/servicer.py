@@ -84,9 +84,9 @@ def methods(images: Images, usages: Usages) -> dict[str, Method]:
     """Every RPC by its path."""
     image, usage = "/klein.v1.ImageService/", "/klein.v1.UsageService/"
     return {
-        image + "Generate": Method(image_pb2.GenerateRequest, True, images.generate, "generate"),
-        image + "Edit": Method(image_pb2.EditRequest, True, images.generate, "edit"),
-        image + "Attach": Method(image_pb2.AttachRequest, True, images.attach),
+        image + "Generate": Method(image_pb2.GenerateRequest, True, images.generate, "generate", True),
+        image + "Edit": Method(image_pb2.EditRequest, True, images.generate, "edit", True),
+        image + "Attach": Method(image_pb2.AttachRequest, True, images.attach, makes_image=True),
         image + "Cancel": Method(image_pb2.CancelRequest, False, images.cancel),
         image + "GetCapabilities": Method(image_pb2.GetCapabilitiesRequest, False, images.get_capabilities),
         usage + "GetUsage": Method(usage_pb2.GetUsageRequest, False, usages.get_usage),

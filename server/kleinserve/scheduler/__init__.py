@@ -1,1 +1,1 @@
-"""The loop: admit, pick, step, deliver. Owns the threads; knows no gRPC."""
+"""The loop: admit, pick, step, hand out. Owns the engine's threads; knows no engine but a protocol, and no reader."""

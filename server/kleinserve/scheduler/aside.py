@@ -74,16 +74,17 @@ class Aside:
         """Advance the best work by one piece, if there is any; whether there was."""
         now, changes = self._clock(), self._queue.changes(Loop.ASIDE)
         if changes != self._seen or (self._open and now >= self._look):
-            self._drop()
+            self._drop(now)
             self._seen, self._look = changes, now + _LOOK_SECONDS
             self._open_next(now)
         if not self._open:
             return False
-        self._advance(self._open[-1], now)
+        self._advance(self._open[-1])
         return True
 
-    def _drop(self) -> None:
+    def _drop(self, now: float) -> None:
         """Stop what is open for nobody any more; its generator ends with the last reference."""
+        self._ending.expire([work for unit in self._open for work in unit.works], now)
         for unit in [unit for unit in self._open if all(work.is_gone for work in unit.works)]:
             self._leave(unit)
             self._part(unit.works)
@@ -149,10 +150,11 @@ class Aside:
     def _enter(self, works: list[Work], *, is_tiled: bool) -> None:
         need = works[0].need
         pieces = self._stages[need].pieces(works, is_tiled=is_tiled)
-        self._open.append(Unit(need, works, pieces, self._forecast.beside_seconds(need, works), is_tiled))
+        is_aged = self._forecast.claim(works[0]).standing.is_aged(self._clock())
+        predicted = self._forecast.beside_seconds(need, works)
+        self._open.append(Unit(need, works, pieces, predicted, is_aged, is_tiled))
 
-    def _advance(self, unit: Unit, now: float) -> None:
-        is_aged = self._forecast.claim(unit.works[0]).standing.is_aged(now)
+    def _advance(self, unit: Unit) -> None:
         started, is_done = self._clock(), False
         for work in unit.works:
             work.busy_until = started + _LONGEST * unit.predicted
@@ -168,8 +170,9 @@ class Aside:
             failure = error
         seconds = self._clock() - started
         unit.seconds += seconds
-        self._ration.spend(seconds, is_aged=is_aged)
+        self._ration.spend(seconds, is_aged=unit.is_aged)
         for work in unit.works:
+            work.ran(unit.need, started, started + seconds, len(unit.works))
             work.at_hand_seconds = unit.seconds
             work.touch()
         if is_done or failure is not None:
@@ -193,7 +196,7 @@ class Aside:
         if is_memory:
             self._engine.release()
             self._is_cramped = bool(self._open)
-        if len(works) > 1 or self._is_cramped:
+        if len(works) > 1 or (is_memory and self._open):
             log.warning("trying alone what failed", requests=len(works), need=unit.need.value, error=str(failure)[:200])
             for work in works:
                 work.is_alone = True

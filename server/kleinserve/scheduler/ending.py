@@ -31,9 +31,22 @@ class Ending:
         if self._end(work, error):
             self._outbox.failed(work, error)
 
+    def cancel(self, work: Work, error: KleinError | None) -> None:
+        """It is to fail with this error, without one with Cancelled: now, unless a thread holds it."""
+        work.gone_for = error
+        if self._queue.let_go(work):
+            self.gone(work)
+
     def gone(self, work: Work) -> None:
         """It was cancelled, and has come to a boundary."""
         self.failed(work, work.gone_for or Cancelled("the request was cancelled"))
+
+    def expire(self, works: Sequence[Work], now: float) -> list[Work]:
+        """Cancel those of the works that are too late; returns the others."""
+        for work in works:
+            if work.deadline is not None and work.deadline <= now:
+                self.cancel(work, DeadlinePassed("the deadline passed before the image was finished"))
+        return [work for work in works if not work.is_gone]
 
     def out_of_memory(self, work: Work) -> None:
         """There was no memory for it, even alone."""
@@ -49,13 +62,6 @@ class Ending:
         request_id = work.request.request_id
         log.error("request failed", request_id=request_id, exc_info=error)
         self.failed(work, Internal(f"internal error, request {request_id}"))
-
-    def expire(self, works: Sequence[Work], now: float) -> list[Work]:
-        """Those of the works that are not too late; the others end, unless a thread holds them."""
-        for work in works:
-            if work.deadline is not None and work.deadline <= now and not work.is_held:
-                self.failed(work, DeadlinePassed("the deadline passed before the image was finished"))
-        return [work for work in works if not work.is_gone]
 
     def _end(self, work: Work, error: KleinError | None) -> bool:
         if not self._queue.end(work):

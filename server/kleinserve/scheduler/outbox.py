@@ -7,20 +7,22 @@ from kleinserve.core import Pixels, Preview, Progress
 from kleinserve.errors import KleinError
 from kleinserve.scheduler.work import Work
 
+Drawn = Callable[[], Pixels | Preview]
+"""A step's picture, or its latent where that was asked: ready when the call returns, from a thread that may wait."""
+
 
 @dataclass(frozen=True)
 class Outbox:
     """Each is called from one of the engine's threads, or from the thread that cancels, and returns at once.
 
-    `started` is told once for every work, with its first step; `drew` what step (1-based) showed, by a
-    call that may wait for the device. The last word on
+    `started` is told once for every work, with its first step; `drew` what step (1-based) showed. The last word on
     every work is exactly one of `decoded` (its render has its picture) and `failed`, also after a cancel. `died`: no
     more works can be done by this process; every one has failed before.
     """
 
     started: Callable[[Sequence[Work]], None]
     progressed: Callable[[Work, Progress], None]
-    drew: Callable[[Work, Callable[[], Pixels | Preview], int], None]
+    drew: Callable[[Work, Drawn, int], None]
     decoded: Callable[[Work], None]
     failed: Callable[[Work, KleinError], None]
     died: Callable[[BaseException], None]

@@ -61,13 +61,17 @@ class Queue:
         """What all works take together."""
         return self._total
 
-    def put(self, work: Work) -> None:
+    def put(self, work: Work) -> bool:
+        """Take a work in; whether it was: nothing is once the queue is closed."""
         share = self._share_of(work)
         with self._changed:
+            if self.is_closed:
+                return False
             self._waiting[work] = None
             self._fresh.append(work)
             self._add(work, share)
             self._ring(Loop.ASIDE)
+            return True
 
     def hold(self, works: Sequence[Work]) -> list[Work]:
         """Take hold of those that are neither gone nor held by another; they count as begun from now on."""
@@ -138,8 +142,9 @@ class Queue:
     def let_go(self, work: Work) -> bool:
         """Mark a work as gone; whether it may be ended at once, since no thread holds it."""
         with self._changed:
-            work.is_gone = True
-            self._ring(*Loop)
+            is_new, work.is_gone = not work.is_gone, True
+            if is_new:
+                self._ring(*Loop)
             return not work.is_held
 
     def ready(self) -> list[Work]:

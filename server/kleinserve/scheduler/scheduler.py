@@ -4,13 +4,13 @@ Called from one thread, the event loop's, but for `start`, which takes as long a
 the engine.
 """
 
-import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
 
+from kleinserve import process
 from kleinserve.config import Config
 from kleinserve.core import ANONYMOUS, MEGAPIXEL, Operation, Options, Priority, Request
 from kleinserve.errors import (
@@ -72,13 +72,14 @@ class Scheduler:
         self._ending = Ending(self._queue, self._turns, outbox, self._ended)
         self._safety, self._positions = admission.Safety(), Positions()
         # Side by side only where each thread has all the threads that it was measured with.
-        is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
+        is_roomy = 2 * config.torch_threads <= process.cores()
         self._is_overlapping = engine.facts.device == "cpu" and is_roomy
         self._workers: list[Worker] = []
         self._watches = {loop: Watch(loop.value) for loop in Loop}
         self._watchdog: Watchdog | None = None
         self._counted_epoch = 0
         self._wait, self._wait_until = 0.0, float("-inf")
+        self._typical: Render | None = None  # of those who have not come yet
         self._is_dead = False
 
     def start(self) -> None:
@@ -121,19 +122,17 @@ class Scheduler:
 
         Raises: DeadlinePassed, DeadlineImpossible, DeadlineUnreachable; Draining when closed.
         """
-        if self._queue.is_closed:
-            raise Draining()
         work = self._work(render, deadline, priority)
         try:
-            now = work.arrived
-            claims = self._forecast.claims(self._present(), now)
+            claims = self._forecast.claims(self._present(), work.arrived)
             if deadline is not None:
-                self._check_deadline(work, deadline, claims, now)
-            wait = self._wait_of(work, claims, now)
+                self._check_deadline(work, deadline, claims, work.arrived)
+            wait = self._wait_of(work, claims, work.arrived)
+            if not self._queue.put(work):
+                raise Draining()
         except BaseException:
             self._turns.go(render.request.caller)
             raise
-        self._queue.put(work)
         return Admitted(work, wait, self._forecast.remaining(work))
 
     def _present(self) -> list[Work]:
@@ -170,9 +169,7 @@ class Scheduler:
 
         Nothing happens where it has ended.
         """
-        work.gone_for = error
-        if self._queue.let_go(work):
-            self._ending.gone(work)
+        self._ending.cancel(work, error)
 
     def change(self, work: Work, deadline: float | None, priority: Priority) -> None:
         """Its deadline and its priority are these from now on."""
@@ -210,7 +207,7 @@ class Scheduler:
     def wait_seconds(self) -> float:
         """Predicted seconds that a STANDARD request of the default size would wait now; looked at once a second."""
         now = self._clock()
-        if now >= self._wait_until:
+        if self._typical is not None and now >= self._wait_until:
             claims = self._forecast.claims(self._present(), now)
             work = self._work(self._typical, None, Priority.STANDARD)
             self._turns.go(ANONYMOUS.name)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kleinserve.core import Pixels, Preview, Progress
+from kleinserve.core import Progress
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.ending import Ending, together
 from kleinserve.scheduler.engine import Engine
@@ -94,7 +94,9 @@ class Stepping:
         for work in stepped:
             work.denoise_seconds += seconds
             work.steps_run += 1
-            work.max_step_requests = max(work.max_step_requests, len(stepped) if is_shared else 1)
+            shared_by = len(stepped) if is_shared else 1
+            work.max_step_requests = max(work.max_step_requests, shared_by)
+            work.ran(Need.STEPS, started, started + seconds, shared_by)
         if is_shared and stepped:
             self._measured(stepped, seconds)
         self._hand_out(stepped)
@@ -112,35 +114,24 @@ class Stepping:
 
     def _hand_out(self, works: list[Work]) -> None:
         """Tell what the step shows of each, then let the works go on."""
-        told = [work for work in works for _ in together(lambda some: self._report(some[0]), [work], self._ending, int)]
-        told = self._show(told)
+        present = [work for work in works if not work.is_gone]
+        for work in present:
+            work.touch()
+            render = work.render
+            remaining = self._forecast.remaining(work)
+            self._outbox.progressed(work, Progress(render.steps_done, render.total_steps, remaining))
+        wanted = [work for work in present if self._is_shown(work)]
+        if wanted:
+            together(self._show, wanted, self._ending, self._engine.release)
         for need in (Need.STEPS, Need.DECODE):
-            on = [work for work in told if work.render.is_denoised == (need is Need.DECODE)]
+            on = [work for work in works if work.render.is_denoised == (need is Need.DECODE)]
             for work in self._queue.release(on, need) if on else ():
                 self._ending.gone(work)
 
-    def _report(self, work: Work) -> None:
-        if work.is_gone:
-            return
-        render = work.render
-        work.touch()
-        progress = Progress(render.steps_done, render.total_steps, self._forecast.remaining(work))
-        self._outbox.progressed(work, progress)
+    def _is_shown(self, work: Work) -> bool:
+        return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)
 
-    def _show(self, works: list[Work]) -> list[Work]:
-        """Hand out the pictures of those that want one, made together; returns the works that can go on."""
-        wanting = [work for work in works if not work.is_gone and _wants(work)]
-        drawn: dict[Work, Callable[[], Pixels | Preview]] = {}
-
-        def draw(some: list[Work]) -> None:
-            drawn.update(zip(some, self._engine.previews([work.render for work in some]), strict=True))
-
-        shown = set(together(draw, wanting, self._ending, int))
-        for work in shown:
-            self._outbox.drew(work, drawn[work], work.render.steps_done)
-        failed = set(wanting) - shown
-        return [work for work in works if work not in failed]
-
-
-def _wants(work: Work) -> bool:
-    return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)
+    def _show(self, works: list[Work]) -> None:
+        drawn = self._engine.previews([work.render for work in works])
+        for work, picture in zip(works, drawn, strict=True):
+            self._outbox.drew(work, picture, work.render.steps_done)

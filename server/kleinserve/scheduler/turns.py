@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 
-AGED_SHARE = 0.7  # of a thread's time for what is due by its age; by simulation it keeps the stretch at 80 % load
+AGED_SHARE = 0.5  # of a thread's time for what is due by its age; by simulation it keeps the stretch at 80 % load
 
 
 @dataclass(eq=False, slots=True)

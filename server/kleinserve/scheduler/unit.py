@@ -9,12 +9,16 @@ from kleinserve.scheduler.work import Need, Work
 
 @dataclass(eq=False)
 class Unit:
-    """What is open, for whom, how long it should take, and the seconds that it has had."""
+    """What is open, for whom, how long it should take, and the seconds that it has had.
+
+    `is_aged`: it was opened for one that was due by its age.
+    """
 
     need: Need
     works: list[Work]
     pieces: Iterator[None]
     predicted: float
+    is_aged: bool
     is_tiled: bool = False
     seconds: float = 0.0
 

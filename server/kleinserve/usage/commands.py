@@ -94,7 +94,7 @@ def _time(microseconds: int) -> str:
 def prune(ledger: str, before: str) -> int:
     """Delete the records, and forget the keys, of before the day `before` (YYYY-MM-DD, UTC). A server may be running.
 
-    Totals of whole hours stay exact for ever; a bound within an hour of that time means the beginning of the hour.
+    Totals of whole hours stay exact; a bound within an hour of that time means the beginning of the hour.
     """
     try:
         day = date.fromisoformat(before)

@@ -95,8 +95,9 @@ def connect(url: URL, timeout_seconds: float, use: Literal["write", "read"]) -> 
 
 def _postgresql(url: URL, timeout_seconds: float, use: Literal["write", "read"]) -> Engine:
     milliseconds = int(timeout_seconds * 1000)
-    # A writer that is paused in its transaction holds the lock that all writers need: the server must end it.
-    limits = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    limits = {"statement_timeout": milliseconds, "lock_timeout": milliseconds}
+    if use == "write":  # one that is paused in its transaction holds the lock that all writers wait for
+        limits["idle_in_transaction_session_timeout"] = milliseconds // 2
     return create_engine(
         url,
         isolation_level="READ COMMITTED" if use == "write" else "REPEATABLE READ",
@@ -105,7 +106,7 @@ def _postgresql(url: URL, timeout_seconds: float, use: Literal["write", "read"])
             "application_name": "kleinserve",
             "connect_timeout": max(2, int(timeout_seconds)),  # 2: libpq's least
             "tcp_user_timeout": milliseconds,
-            "options": " ".join(f"-c {limit}={milliseconds}" for limit in limits),
+            "options": " ".join(f"-c {limit}={value}" for limit, value in limits.items()),
         },
     )
 

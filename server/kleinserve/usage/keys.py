@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -28,7 +28,7 @@ class KeyState(Enum):
     DELIVERED = "delivered"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What is remembered of one caller's key.
 
@@ -134,53 +134,53 @@ class MemoryKeys:
     def __init__(self, *, key_seconds: float, keys_max: int, clock: Callable[[], float] = time.time):
         self.salt = os.urandom(SALT_BYTES)
         self._key_microseconds, self._keys_max, self._clock = int(key_seconds * 1e6), keys_max, clock
-        self._entries: dict[tuple[str, str], Entry] = {}  # the oldest first
+        self._count = 0
+        self._callers: dict[
+            str, dict[KeyState, dict[str, Entry]]
+        ] = {}  # each state's keys, the first to reach it first
 
     async def claim(self, caller: str, key: str, digest: bytes, request_id: str, seed: int) -> Claim:
         """As the protocol says; it never fails."""
-        entry = await self.find(caller, key)
+        self._drop_old(caller)
+        entry = self._get(caller, key)
         if entry:
             return Claim(False, entry)
-        now = int(self._clock() * 1e6)
-        entry = Entry(caller, key, digest, request_id, seed, KeyState.RUNNING, True, True, "", "", None, now)
-        self._entries[caller, key] = entry
-        self._evict()
+        if self._count >= self._keys_max:
+            self._evict()
+        entry = Entry(caller, key, digest, request_id, seed, KeyState.RUNNING, True, True, "", "", None, self._now())
+        self._put(entry)
         return Claim(True, entry)
 
     async def find(self, caller: str, key: str) -> Entry | None:
         """As the protocol says."""
-        oldest = int(self._clock() * 1e6) - self._key_microseconds
-        while self._entries:
-            first = next(iter(self._entries.values()))
-            if first.create_microseconds > oldest or first.state is KeyState.RUNNING:
-                break
-            del self._entries[first.caller, first.key]
-        return self._entries.get((caller, key))
+        self._drop_old(caller)
+        return self._get(caller, key)
 
     async def commit(self, record: UsageRecord, entry: Entry) -> None:
         """As the protocol says, but for the record."""
-        now = self._same(entry)
-        if now is None or now.record_id not in ("", record.record_id):
+        present = self._same(entry)
+        if present is None or present.record_id not in ("", record.record_id):
             raise LostOwnership("the key was given up")
-        if now.state is KeyState.RUNNING:
-            self._put(replace(now, state=KeyState.COMMITTED, record_id=record.record_id, usage=record.usage))
+        if present.state is KeyState.RUNNING:
+            self._put(replace(present, state=KeyState.COMMITTED, record_id=record.record_id, usage=record.usage))
 
     def delivered(self, entry: Entry) -> None:
         """As the protocol says."""
-        now = self._same(entry)
-        if now and now.state is KeyState.COMMITTED:
-            self._put(replace(now, state=KeyState.DELIVERED))
+        present = self._same(entry)
+        if present and present.state is KeyState.COMMITTED:
+            self._put(replace(present, state=KeyState.DELIVERED))
 
     def free(self, entry: Entry) -> None:
         """As the protocol says."""
-        now = self._same(entry)
-        if now and now.state is KeyState.RUNNING:
-            self.forget(entry)
+        present = self._same(entry)
+        if present and present.state is KeyState.RUNNING:
+            self._remove(present)
 
     def forget(self, entry: Entry) -> None:
         """As the protocol says."""
-        if self._same(entry):
-            del self._entries[entry.caller, entry.key]
+        present = self._same(entry)
+        if present:
+            self._remove(present)
 
     def reached_at(self, address: str) -> None:
         """There are no others."""
@@ -188,20 +188,39 @@ class MemoryKeys:
     def close(self) -> None:
         """Nobody asks any more."""
 
+    def _now(self) -> int:
+        return int(self._clock() * 1e6)
+
+    def _get(self, caller: str, key: str) -> Entry | None:
+        states = self._callers.get(caller, {})
+        return next((keys[key] for keys in states.values() if key in keys), None)
+
     def _same(self, entry: Entry) -> Entry | None:
-        now = self._entries.get((entry.caller, entry.key))
-        return now if now and now.request_id == entry.request_id else None
+        present = self._get(entry.caller, entry.key)
+        return present if present and present.request_id == entry.request_id else None
 
     def _put(self, entry: Entry) -> None:
-        self._entries[entry.caller, entry.key] = entry
+        present = self._get(entry.caller, entry.key)
+        if present:
+            self._remove(present)
+        states = self._callers.setdefault(entry.caller, {state: OrderedDict() for state in KeyState})
+        states[entry.state][entry.key] = entry
+        self._count += 1
+
+    def _remove(self, entry: Entry) -> None:
+        del self._callers[entry.caller][entry.state][entry.key]
+        self._count -= 1
+
+    def _drop_old(self, caller: str) -> None:
+        oldest = self._now() - self._key_microseconds
+        for state in (KeyState.COMMITTED, KeyState.DELIVERED):
+            keys = self._callers.get(caller, {}).get(state)
+            while keys and (first := next(iter(keys.values()))).create_microseconds <= oldest:
+                self._remove(first)
 
     def _evict(self) -> None:
-        """Down to a hundredth below the bound, so that looking through all is rare."""
-        while len(self._entries) > self._keys_max:
-            ((most, _),) = Counter(caller for caller, _ in self._entries).most_common(1)
-            ended = [e for e in self._entries.values() if e.caller == most and e.state is not KeyState.RUNNING]
-            ended.sort(key=lambda entry: entry.state is KeyState.COMMITTED)
-            for entry in ended[: len(self._entries) - self._keys_max + self._keys_max // 100]:
-                del self._entries[entry.caller, entry.key]
-            if not ended:
-                return
+        """Forget the oldest key of the caller that has the most, a delivered one if there is one."""
+        ended = [[states[KeyState.DELIVERED], states[KeyState.COMMITTED]] for states in self._callers.values()]
+        delivered, committed = max(ended, key=lambda keys: len(keys[0]) + len(keys[1]))
+        if keys := delivered or committed:
+            self._remove(next(iter(keys.values())))

@@ -34,9 +34,10 @@ from kleinserve.errors import InvalidField, Violation, quoted
 from kleinserve.usage import schema
 from kleinserve.usage.database import WRITE_LOCK
 from kleinserve.usage.ledger import UsageTotal
-from kleinserve.usage.schema import HOUR_TOTAL, LEDGER, RECORD
+from kleinserve.usage.schema import LEDGER, RECORD, TOTAL
 
 HOUR = 3_600_000_000  # microseconds
+DAY = 24 * HOUR
 PAGE_RECORDS = 500
 PRUNE_POSITIONS = 2000  # looked at in one transaction
 PROBE_BYTES = 64 * 1024  # a disk that has room for this has room for a few deliveries
@@ -66,25 +67,27 @@ def insert(dialect: str, table: Table) -> Any:
 
 
 def add(connection: Connection, record: UsageRecord) -> None:
-    """Insert `record` and count it in its hour; if its id is there already, nothing."""
+    """Insert `record` and count it in its hour and its day; if its id is there already, nothing."""
     statement, count = _statements(connection.dialect.name)
     row = schema.values(record)
     position = connection.execute(statement, row).scalar()
     if position is not None:
         paid = record.usage.billable
         new = {name: row[name] * paid for name in _AMOUNTS[2:]} | {"requests": 1, "images": int(paid)}
-        place = {"caller": record.caller, "operation": row["operation"]}
-        place["hour_microseconds"] = _hour(record.end_microseconds)
-        connection.execute(count, new | place | {"first_position": position, "last_position": position})
+        new |= {"caller": record.caller, "operation": row["operation"]}
+        new |= {"first_position": position, "last_position": position}
+        end = record.end_microseconds
+        spans = [{"span_microseconds": span, "start_microseconds": end - end % span} for span in (HOUR, DAY)]
+        connection.execute(count, [new | each for each in spans])
 
 
 @functools.cache
 def _statements(dialect: str) -> tuple[Any, Any]:
     record = insert(dialect, RECORD).on_conflict_do_nothing(index_elements=["record_id"])
-    count = insert(dialect, HOUR_TOTAL)
+    count = insert(dialect, TOTAL)
     new = count.excluded
-    sums = {name: HOUR_TOTAL.c[name] + new[name] for name in _AMOUNTS} | {"last_position": new["last_position"]}
-    count = count.on_conflict_do_update(index_elements=list(HOUR_TOTAL.primary_key), set_=sums)
+    sums = {name: TOTAL.c[name] + new[name] for name in _AMOUNTS} | {"last_position": new["last_position"]}
+    count = count.on_conflict_do_update(index_elements=list(TOTAL.primary_key), set_=sums)
     return record.returning(RECORD.c.position), count
 
 
@@ -93,40 +96,43 @@ def probe(connection: Connection) -> None:
     connection.execute(update(LEDGER).values(probe=os.urandom(PROBE_BYTES)))
 
 
-def _hour(microseconds: int) -> int:
-    return microseconds - microseconds % HOUR
+def _cells(start: int, end: int, spans: tuple[int, ...] = (DAY, HOUR)) -> list[tuple[int, int, int]]:
+    """[start, end) in whole days, whole hours, and what is left: (span, start, end) each, span 0 for what is left."""
+    if start >= end:
+        return []
+    if not spans:
+        return [(0, start, end)]
+    span, *smaller = spans
+    first, last = -(-start // span) * span, end // span * span
+    if first >= last:
+        return _cells(start, end, tuple(smaller))
+    edges = _cells(start, first, tuple(smaller)) + _cells(last, end, tuple(smaller))
+    return [(span, first, last), *edges]
 
 
 def totals(connection: Connection, start: int, end: int, caller: str | None) -> list[UsageTotal]:
-    """Totals over [start, end): whole hours from their totals, the rest of the first and last hour from the records.
+    """Totals over [start, end): of whole days and hours from their totals, of what is left from the records.
 
     Where records were pruned an hour cannot be divided: there a bound means the beginning of its hour.
     """
     pruned = connection.execute(select(LEDGER.c.pruned_microseconds)).scalar_one()
-    start, end = (_hour(bound) if bound < pruned else bound for bound in (start, end))
-    first, last = -_hour(-start), _hour(end)  # the whole hours are [first, last)
+    start, end = (bound // HOUR * HOUR if bound < pruned else bound for bound in (start, end))
     sums: Counter[tuple[str, str, str]] = Counter()
-    if first < last:
-        _sum(sums, connection, _of_hours(first, last, caller))
-    for piece in [(start, first), (last, end)] if first <= last else [(start, end)]:
-        if piece[0] < piece[1]:
-            _sum(sums, connection, _of_records(connection, *piece, caller))
+    for span, first, last in _cells(start, end):
+        statement = _of_totals(span, first, last, caller) if span else _of_records(connection, first, last, caller)
+        for row in connection.execute(statement).mappings():
+            for name in _AMOUNTS:
+                sums[row["caller"], row["operation"], name] += int(row[name])
     keys = {(caller, Operation(operation)) for caller, operation, _ in sums}
     order = sorted(keys, key=lambda key: (key[0], list(Operation).index(key[1])))
     return [UsageTotal(*key, *(sums[key[0], key[1].value, name] for name in _AMOUNTS)) for key in order]
 
 
-def _sum(sums: Counter[tuple[str, str, str]], connection: Connection, statement: Select[Any]) -> None:
-    for row in connection.execute(statement).mappings():
-        for name in _AMOUNTS:
-            sums[row["caller"], row["operation"], name] += int(row[name])
-
-
-def _of_hours(first: int, last: int, caller: str | None) -> Select[Any]:
-    columns = HOUR_TOTAL.c
+def _of_totals(span: int, start: int, end: int, caller: str | None) -> Select[Any]:
+    columns = TOTAL.c
     return (
         select(columns.caller, columns.operation, *(func.sum(columns[name]).label(name) for name in _AMOUNTS))
-        .where(*_within_hours(first, last, caller))
+        .where(*_within_cells(span, start, end, caller))
         .group_by(columns.caller, columns.operation)
     )
 
@@ -137,22 +143,25 @@ def _of_records(connection: Connection, start: int, end: int, caller: str | None
     images = func.sum(case((columns.billable, 1), else_=0)).label("images")
     return (
         select(columns.caller, columns.operation, func.count().label("requests"), images, *paid.values())
-        .where(*_within(start, end, caller, *span(connection, start, end, caller)))
+        .where(*_within(start, end, caller, *positions(connection, start, end, caller)))
         .group_by(columns.caller, columns.operation)
     )
 
 
-def span(connection: Connection, start: int, end: int, caller: str | None) -> tuple[int, int]:
+def positions(connection: Connection, start: int, end: int, caller: str | None) -> tuple[int, int]:
     """The first and last position that records of [start, end) can have; (0, -1) if there is none."""
-    columns = HOUR_TOTAL.c
+    columns = TOTAL.c
     bounds = select(func.min(columns.first_position), func.max(columns.last_position))
-    first, last = connection.execute(bounds.where(*_within_hours(_hour(start), end, caller))).one()
-    return (0, -1) if first is None else (first, last)
+    cells = _cells(start // HOUR * HOUR, -(-end // HOUR) * HOUR)
+    asked = [connection.execute(bounds.where(*_within_cells(*cell, caller))).one() for cell in cells]
+    found = [(row[0], row[1]) for row in asked if row[0] is not None]
+    return (min(found)[0], max(last for _, last in found)) if found else (0, -1)
 
 
-def _within_hours(first: int, end: int, caller: str | None) -> list[ColumnElement[bool]]:
-    columns = HOUR_TOTAL.c
-    conditions = [columns.hour_microseconds >= first, columns.hour_microseconds < end]
+def _within_cells(span: int, start: int, end: int, caller: str | None) -> list[ColumnElement[bool]]:
+    columns = TOTAL.c
+    conditions = [columns.span_microseconds == span, columns.start_microseconds >= start]
+    conditions.append(columns.start_microseconds < end)
     return conditions if caller is None else [*conditions, columns.caller == caller]
 
 
@@ -191,7 +200,7 @@ def prune(engine: Engine, before: int) -> int:
     """
     with engine.begin() as connection:
         first = connection.execute(select(func.min(RECORD.c.position))).scalar() or 0
-        _, last = span(connection, 0, before, None)
+        _, last = positions(connection, 0, before, None)
         later = LEDGER.c.pruned_microseconds < before
         connection.execute(update(LEDGER).where(later).values(pruned_microseconds=before))
     deleted = 0

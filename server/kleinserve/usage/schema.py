@@ -47,12 +47,13 @@ RECORD = Table(
     sqlite_autoincrement=True,  # a pruned position is never given again: cursors stay valid
 )
 
-# What one caller used by one operation in the hour (UTC) of the records' end times, kept in the same transaction as the
-# records. The positions say where in RECORD that hour lies, so that no index of end times is needed.
-HOUR_TOTAL = Table(
-    "hour_total",
+# What one caller used by one operation in each hour and each day (UTC) of the records' end times, kept in the same
+# transaction as the records. The positions say where in RECORD that time lies, so that no index of end times is needed.
+TOTAL = Table(
+    "total",
     METADATA,
-    Column("hour_microseconds", BigInteger, primary_key=True, autoincrement=False),
+    Column("span_microseconds", BigInteger, primary_key=True, autoincrement=False),  # an hour or a day
+    Column("start_microseconds", BigInteger, primary_key=True, autoincrement=False),
     Column("caller", String, primary_key=True),
     Column("operation", String, primary_key=True),
     Column("requests", BigInteger, nullable=False),

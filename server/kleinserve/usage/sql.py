@@ -90,7 +90,7 @@ class SqlLedger:
     ) -> AsyncIterator[UsageRecord]:
         """As the protocol says; of records that are committed meanwhile, some."""
         bounds = start_microseconds, end_microseconds, caller
-        first, last = await self._reader.run(lambda c: records.span(c, *bounds))
+        first, last = await self._reader.run(lambda c: records.positions(c, *bounds))
         if after_record_id:
             after = await self._reader.run(lambda c: records.position(c, after_record_id, caller))
             first = max(first, after + 1)

@@ -35,7 +35,7 @@ from kleinserve.usage.sql import SqlLedger
 
 ALWAYS = 2**62  # microseconds: SQLite's one server needs not say that it lives
 SWEEP_SECONDS = 60.0
-DROP_MAX = 2000  # keys in one transaction, so that a delivery beside it does not wait long
+DROP_MAX = 500  # keys in one transaction, so that a delivery beside it does not wait long
 OWNER_OF_FILE = "file"
 
 

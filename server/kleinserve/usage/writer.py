@@ -28,8 +28,9 @@ log = structlog.get_logger()
 
 WAITERS_MAX = 20_000  # more are refused
 TURN_SECONDS = 0.05  # of a transaction; then others who share the database have their turn, and what is left the next
-TOGETHER_MAX = 512  # taken at once
-NOTES_TOGETHER_MAX = 64  # of those, notes: a flood of refusals must not delay a delivery
+TOGETHER_MAX = 512  # taken from what waits
+NOTES_TOGETHER_MAX = 64  # notes taken after those: a flood of refusals must not delay a delivery
+LAST_SECONDS = 1.0  # for the transaction that is under way when closing has taken too long
 RETRY_SECONDS = (0.05, 1.0)  # the first and the longest pause between two tries
 
 
@@ -73,10 +74,12 @@ class Writer:
         self._engine, self._begin, self._probe = engine, begin, probe
         self._timeout, self._notes_max, self._on_up = timeout_seconds, notes_max, on_up
         self._connection: Connection | None = None
+        self._is_proven = False  # whether this connection has carried a transaction
         self._writes: deque[_Write] = deque()
         self._notes: deque[_Write] = deque()
         self._wake = threading.Condition()
         self._is_closing = False
+        self._close_at = math.inf
         self._beat: tuple[float, Work[object]] | None = None
         self._beat_at = math.inf
         self._state = threading.Lock()
@@ -118,10 +121,10 @@ class Writer:
     async def close(self) -> bool:
         """Write what waits, as far as that is possible within the timeout; whether the thread has ended."""
         with self._wake:
-            self._is_closing = True
+            self._is_closing, self._close_at = True, time.monotonic() + self._timeout
             self._wake.notify()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._end)), self._timeout)
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._end)), self._timeout + LAST_SECONDS)
         return self._end.done()
 
     def _add(self, queue: deque[_Write], write: _Write, waiting_max: int | None) -> bool:
@@ -144,8 +147,8 @@ class Writer:
     def _run(self) -> None:
         kept: list[_Write] = []
         pause = 0.0
-        while not (pause and self._is_closing):
-            batch = kept + self._take(pause, must_wait=not kept)
+        while not (pause and self._is_closing) and time.monotonic() < self._close_at:
+            batch = kept + self._take(pause, len(kept))
             if not batch and self._is_closing:
                 break
             if batch or pause:
@@ -157,19 +160,20 @@ class Writer:
         self._engine.dispose()
         self._end.set_result(None)
 
-    def _take(self, pause: float, *, must_wait: bool) -> list[_Write]:
-        """What waits, or comes next; after a failure, when `pause` has passed, maybe nothing."""
+    def _take(self, pause: float, kept: int) -> list[_Write]:
+        """What waits, or comes next; after a failure, when `pause` has passed; maybe nothing. `kept`: what is left."""
         with self._wake:
             if pause:
                 self._wake.wait_for(lambda: self._is_closing, pause)
-            elif must_wait and not (self._writes or self._notes or self._is_closing):
+            elif not (kept or self._writes or self._notes or self._is_closing):
                 self._wake.wait(min(max(0.0, self._beat_at - time.monotonic()), threading.TIMEOUT_MAX))
-            taken = [self._writes.popleft() for _ in range(min(len(self._writes), TOGETHER_MAX))]
-            taken += [self._notes.popleft() for _ in range(min(len(self._notes), NOTES_TOGETHER_MAX))]
+            taken = [self._writes.popleft() for _ in range(min(len(self._writes), TOGETHER_MAX - kept))]
+            if not kept:
+                taken += [self._notes.popleft() for _ in range(min(len(self._notes), NOTES_TOGETHER_MAX))]
             if self._beat and time.monotonic() >= self._beat_at:
                 seconds, work = self._beat
                 self._beat_at = time.monotonic() + seconds
-                taken.insert(0, _Write(work, self._beat_at))
+                taken.append(_Write(work, self._beat_at))
         return taken
 
     def _try(self, batch: list[_Write], pause: float) -> tuple[list[_Write], float]:
@@ -179,10 +183,14 @@ class Writer:
         except Exception as error:
             if not _is_databases(error):
                 return self._alone(batch, error)
+            is_stale = self._is_proven and isinstance(error, DBAPIError) and error.connection_invalidated
             self._disconnect()
+            if is_stale:  # the database was restarted, or a proxy closed what was idle: a new connection may do
+                return batch, 0.0
             self._tell(is_up=False)
             _log("ledger_failed", error=reason(error))
             return _without_late(batch), min(max(RETRY_SECONDS[0], pause * 2), RETRY_SECONDS[1])
+        self._is_proven = True
         self._tell(is_up=True)
         for write, outcome in zip(batch, outcomes, strict=False):
             write.end(outcome)
@@ -218,7 +226,7 @@ class Writer:
         if self._connection is not None:
             self._connection.invalidate()
             self._connection.close()
-            self._connection = None
+            self._connection, self._is_proven = None, False
 
 
 def _outcome(write: _Write, connection: Connection) -> object:
@@ -230,7 +238,7 @@ def _outcome(write: _Write, connection: Connection) -> object:
 
 def _log(what: str, **facts: object) -> None:
     """The log may be on the very disk that is full: that must not end the thread that waits for room."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         log.warning(what, **facts)
 
 

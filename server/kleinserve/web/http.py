@@ -92,13 +92,22 @@ class Exchange:
         given = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": given})
 
-    async def piece(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send a piece of the answer, once the reader has taken most of those before it. Raises: ReaderGone."""
+    async def piece(self, data: bytes, *, is_last: bool = False, patience_seconds: float | None = None) -> None:
+        """Send a piece of the answer, once the reader has taken most of those before it.
+
+        Raises: ReaderGone, also when it takes none for so long.
+        """
         try:
-            await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
-        except OSError:
+            async with asyncio.timeout(patience_seconds):
+                await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        except OSError:  # a TimeoutError too
             raise ReaderGone from None
         self.is_ended = self.is_ended or is_last
+
+    async def end(self) -> None:
+        """End the answer, unless it has ended."""
+        if not self.is_ended:
+            await self.piece(b"", is_last=True)
 
     async def while_read(self, work: Coroutine[Any, Any, None]) -> None:
         """Do the work; cancel it at the deadline, and when the reader goes: an aborted fetch, a closed tab.

@@ -1,4 +1,4 @@
-"""Records and their totals by the hour."""
+"""Records and their totals by the hour and by the day."""
 
 import os
 
@@ -41,8 +41,9 @@ def upgrade() -> None:
     )
     op.create_index("record_caller_position", "record", ["caller", "position"])
     op.create_table(
-        "hour_total",
-        sa.Column("hour_microseconds", sa.BigInteger, primary_key=True, autoincrement=False),
+        "total",
+        sa.Column("span_microseconds", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("start_microseconds", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("caller", sa.String, primary_key=True),
         sa.Column("operation", sa.String, primary_key=True),
         *(

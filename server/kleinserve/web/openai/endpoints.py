@@ -1,0 +1,160 @@
+"""`/v1/images/generations`, `/v1/images/edits`, `/v1/models`: each image is a call of its own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn
+
+from google.protobuf.message import Message
+from klein.v1 import image_pb2
+from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Route
+
+from kleinserve.errors import KleinError
+from kleinserve.rpc.call import Calls, ReaderGone
+from kleinserve.web.http import BodyTooLarge, Exchange, Served
+from kleinserve.web.openai import fields, refusals
+from kleinserve.web.openai.answers import Image, Kept, Stream, answer_headers, send_images, send_json
+from kleinserve.web.openai.fields import Asked, ModelNotFound
+
+_SERVICE = "/klein.v1.ImageService/"
+_SEEDS = 2**64
+Parse = Callable[[bytes, Headers, str], Awaitable[Asked]]
+
+
+def routes(calls: Calls, model: str) -> list[BaseRoute]:
+    """What this API has, and its own 404 for the rest of it."""
+    images, models = Images(calls, model), Models(calls, model)
+    return [
+        Route("/v1/images/generations", Served(partial(images.serve, "Generate", fields.generation)), methods=["POST"]),
+        Route("/v1/images/edits", Served(partial(images.serve, "Edit", fields.edit)), methods=["POST"]),
+        Route("/v1/models", Served(models.list), methods=["GET"]),
+        Route("/v1/models/{model:path}", Served(models.retrieve), methods=["GET"]),
+        Route("/v1/{rest:path}", Served(_nothing), methods=["GET", "POST", "DELETE"]),
+    ]
+
+
+class Images:
+    """Generations and edits."""
+
+    def __init__(self, calls: Calls, model: str):
+        self._calls, self._model = calls, model
+
+    async def serve(self, operation: str, parse: Parse, exchange: Exchange) -> None:
+        config = self._calls.config
+        try:
+            body = bytes(await exchange.body(config.request_bytes_max, config.reader_stall_seconds))
+        except BodyTooLarge:
+            told = refusals.plain(f"over {config.request_bytes_max} bytes", "REQUEST_TOO_LARGE")
+            await send_json(exchange, 413, told, {"x-should-retry": "false", "connection": "close"})
+        except ReaderGone:
+            exchange.connection.abort()
+        else:
+            await exchange.while_read(self._answer(operation, parse, exchange, body))
+
+    async def _answer(self, operation: str, parse: Parse, exchange: Exchange, body: bytes) -> None:
+        try:
+            self._calls.authenticator.caller(exchange.credentials)  # before anything is parsed
+            asked = await parse(body, Headers(scope=exchange.scope), self._model)
+        except KleinError as error:
+            kept = Kept(exchange, lambda _: None)
+            await self._calls.serve_message(_SERVICE + operation, partial(_raise, error), len(body), kept)
+            await refuse(exchange, kept)
+            return
+        if asked.fields.stream:
+            stream, read = Stream(exchange, asked), partial(asked.message, 0, asked.fields.seed)
+            await self._calls.serve_message(_SERVICE + operation, read, len(body), stream)
+            await exchange.end()
+        else:
+            images, failed = await self._draw(operation, asked, len(body), exchange)
+            await self._send(exchange, asked, images, failed)
+
+    async def _draw(
+        self, operation: str, asked: Asked, message_bytes: int, exchange: Exchange
+    ) -> tuple[list[Image], Image | None]:
+        """Serve a call for each image, until all have ended or one has failed.
+
+        The first goes alone until it is admitted: what is refused is refused once, and it says the seed. Returns the
+        first that failed too.
+        """
+        images = [Image(exchange) for _ in range(asked.fields.n)]
+
+        def serve(index: int, seed: int | None) -> asyncio.Task[None]:
+            read = partial(asked.message, index, seed)
+            work = self._calls.serve_message(_SERVICE + operation, read, message_bytes, images[index].transport)
+            return asyncio.create_task(work)
+
+        calls = {serve(0, asked.fields.seed)}
+        admitted = asyncio.create_task(images[0].is_admitted.wait())
+        try:
+            await asyncio.wait((*calls, admitted), return_when=asyncio.FIRST_COMPLETED)
+            if images[0].is_admitted.is_set():
+                calls |= {serve(i, (images[0].accepted.seed + i) % _SEEDS) for i in range(1, len(images))}
+            pending = calls
+            while pending and (failed := _failed(images)) is None:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            failed = _failed(images)
+        finally:  # the others end too, and so do all when the reader has gone
+            for each in (admitted, *calls):
+                each.cancel()
+            await asyncio.wait(calls)
+        return images, failed
+
+    async def _send(self, exchange: Exchange, asked: Asked, images: list[Image], failed: Image | None) -> None:
+        """All images, or the error of the one that failed: then those that are settled are billed all the same."""
+        if failed is None:
+            await send_images(exchange, asked, images, self._calls.config.reader_stall_seconds)
+            return
+        billed = sum(image.is_settled for image in images)
+        note = f"; {billed} of {len(images)} images were billed before that: {asked.again}" if billed else ""
+        is_admitted = any(image.is_admitted.is_set() for image in images)
+        await refuse(exchange, failed.transport, note, is_admitted=is_admitted, is_keyed=asked.is_keyed, billed=billed)
+
+
+class Models:
+    """The one that is served. Its name comes with the capabilities, so that who may not call is refused as ever."""
+
+    def __init__(self, calls: Calls, model: str):
+        self._calls, self._model = calls, model
+
+    async def list(self, exchange: Exchange) -> None:
+        await exchange.while_read(self._answer(exchange, self._model, is_list=True))
+
+    async def retrieve(self, exchange: Exchange) -> None:
+        await exchange.while_read(self._answer(exchange, exchange.scope["path_params"]["model"], is_list=False))
+
+    async def _answer(self, exchange: Exchange, model: str, *, is_list: bool) -> None:
+        def read() -> Message:
+            if model != self._model:
+                raise ModelNotFound(model, self._model)
+            return image_pb2.GetCapabilitiesRequest()
+
+        kept = Kept(exchange, lambda _: None)
+        await self._calls.serve_message(_SERVICE + "GetCapabilities", read, 0, kept)
+        if kept.error is not None:
+            await refuse(exchange, kept)
+            return
+        told = {"id": self._model, "object": "model", "created": 0, "owned_by": "klein-serve"}
+        whole = {"object": "list", "data": [told]} if is_list else told
+        await send_json(exchange, 200, whole, {"x-should-retry": "false"})
+
+
+async def refuse(exchange: Exchange, kept: Kept, note: str = "", **settled: Any) -> None:
+    """Answer with the error of a call."""
+    assert kept.error is not None
+    headers = answer_headers(kept.request_id) | refusals.headers(kept.error, **settled)
+    await send_json(exchange, refusals.status(kept.error), refusals.body(kept.error, note), headers)
+
+
+async def _nothing(exchange: Exchange) -> None:
+    """What else OpenAI has."""
+    told = refusals.plain(f"{exchange.scope['method']} {exchange.scope['path']} is not served here", "NOT_FOUND")
+    await send_json(exchange, 404, told, {"x-should-retry": "false"})
+
+
+def _failed(images: list[Image]) -> Image | None:
+    return next((image for image in images if image.transport.error is not None), None)
+
+
+def _raise(error: KleinError) -> NoReturn:
+    raise error
