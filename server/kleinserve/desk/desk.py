@@ -311,7 +311,6 @@ class Desk:
     def _ended(self, job: Job, last: Finished | Failed) -> None:
         """The backend's last word: settle and deliver the image, or record that there is none."""
         if isinstance(last, Finished) and job.stage is not Stage.OVER:
-            job.is_committing = True
             task = self._loop.create_task(self._deliver(job, last))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
@@ -322,6 +321,10 @@ class Desk:
 
     async def _deliver(self, job: Job, last: Finished) -> None:
         """Nothing is sent before it is written down."""
+        if job.error is not None:  # it was ended before its commit began
+            self._close(job)
+            return
+        job.is_committing = True
         try:
             await self._books.settle(job)
         except KleinError as error:
