@@ -4,8 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu mini clean
-.PHONY: playground help setup demo test check fix serve proto interop bench bench-full bench-gpu mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
