@@ -1,6 +1,6 @@
 """kill -9 under load, again and again: what callers received against what the ledger says.
 
-    python -m tests.crash.run [--sqlite-kills 100] [--postgresql-kills 20] [--seed N]
+    python -m tests.crash.run [--sqlite-kills 100] [--postgresql-kills 20] [--seconds S] [--seed N]
 
 Callers of kleinclient ask all the time: with keys, with keys and DETACH (they leave and come back), and without keys.
 The server is killed at a random moment and started again on the same database, which is looked at each time.
@@ -9,6 +9,7 @@ Exit code 1 where a promise was broken; the report says which.
 
 import argparse
 import asyncio
+import math
 import random
 import socket
 import sys
@@ -62,13 +63,14 @@ class Crash:
     seconds_to_start: list[float] = field(default_factory=list)
     is_over: bool = False
 
-    async def run(self, kills: int) -> None:
-        """Kill the server so often, let every caller come to an end, and compare."""
+    async def run(self, kills: int, seconds: float) -> None:
+        """Kill the server so often, or for so long; let every caller come to an end, and compare."""
+        ends = time.monotonic() + seconds
         port = _free_port()
         client = AsyncClient(f"127.0.0.1:{port}", retry=QUICK)
         callers: list[asyncio.Task[None]] = []
         with tempfile.TemporaryDirectory() as cache:
-            for number in range(kills + 1):
+            while not self.is_over:
                 with ExitStack() as stack:
                     begin = time.monotonic()
                     settings = {f"KLEINSERVE_{name}": value for name, value in SETTINGS.items()}
@@ -77,9 +79,10 @@ class Crash:
                     self.seconds_to_start.append(time.monotonic() - begin)
                     self._look()
                     callers = callers or [asyncio.create_task(self._caller(client, kind)) for kind in KINDS]
-                    if number < kills:
+                    if len(self.kills) < kills and time.monotonic() < ends:
                         await asyncio.sleep(self.chance.uniform(*KILL_SECONDS))
                         self.kills.append(time.time_ns() // 1000)  # leaving the context kills
+                        print(f"kill {len(self.kills)}, {len(self.requests)} requests", file=sys.stderr, flush=True)
                         continue
                     self.is_over = True
                     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -192,10 +195,10 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-async def crash(url: str, kills: int, seed: int) -> Crash:
+async def crash(url: str, kills: int, seed: int, seconds: float = math.inf) -> Crash:
     """A whole run."""
     made = Crash(url, random.Random(seed))
-    await made.run(kills)
+    await made.run(kills, seconds)
     return made
 
 
@@ -203,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sqlite-kills", type=int, default=100)
     parser.add_argument("--postgresql-kills", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no further kill of a database after so long")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args(arguments)
     runs = []
@@ -210,12 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.sqlite_kills:
         with tempfile.TemporaryDirectory() as folder:
             url = f"sqlite:///{Path(folder) / 'usage.db'}"
-            runs.append(asyncio.run(crash(url, given.sqlite_kills, given.seed)))
+            runs.append(asyncio.run(crash(url, given.sqlite_kills, given.seed, given.seconds)))
             print(runs[-1].report(), flush=True)
     if given.postgresql_kills:
         postgres = Postgres()
         try:
-            runs.append(asyncio.run(crash(postgres.database(), given.postgresql_kills, given.seed)))
+            runs.append(asyncio.run(crash(postgres.database(), given.postgresql_kills, given.seed, given.seconds)))
             print(runs[-1].report(), flush=True)
         finally:
             postgres.close()

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Serving, announced
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    [f"kleinserve.{name}" for name in ("app", "engine.engine", "backend.local", "rpc.servicer", "usage.sql_keys")]
+    [f"kleinserve.{name}" for name in ("app", "logs", "engine.engine", "backend.local", "rpc.server", "usage.sql_keys")]
 )
 
 
