@@ -1,6 +1,7 @@
 """Build every program of clients/, run it against a live server, and print what each could do: `make interop`.
 
     python -m clients.interop [--target HOST:PORT [--web HOST:PORT] [--metrics HOST:PORT]] [--only LANGUAGE …]
+                              [--build-only]
 
 Without a target it starts a server of mini. With a target and no web port, Envoy's gRPC-Web filter stands before it.
 It installs what is missing of Debian's packages (as root) and of npm's, and needs no other registry. A client prints a
@@ -74,6 +75,9 @@ def main() -> int:
     generate(languages)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         broken = list(pool.map(build, languages))
+    if arguments.build_only:
+        print("\n".join(broken).strip() or f"built in {BUILD.relative_to(ROOT)}")
+        return any(broken)
     with ExitStack() as stack:
         server = arguments.target or stack.enter_context(served())
         if isinstance(server, str):
@@ -93,6 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--web", metavar="HOST:PORT", help="its web port; without it, Envoy stands before the target")
     parser.add_argument("--metrics", metavar="HOST:PORT", help="its metrics port, where cancels are counted")
     parser.add_argument("--only", nargs="+", metavar="LANGUAGE", choices=[language.name for language in LANGUAGES])
+    parser.add_argument("--build-only", action="store_true", help="build the programs in clients/build, and run none")
     return parser.parse_args()
 
 
@@ -161,8 +166,8 @@ def run(language: Language, server: Server) -> Outcome:
 def call(command: list[str], folder: Path = ROOT / "clients") -> str:
     """All that a program prints; a hanging one is ended."""
     try:
-        merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return str(subprocess.run(command, cwd=folder, timeout=RUN_SECONDS, **merged).stdout)  # type: ignore[call-overload]
+        said, pipe = subprocess.STDOUT, subprocess.PIPE
+        return subprocess.run(command, cwd=folder, timeout=RUN_SECONDS, stdout=pipe, stderr=said).stdout.decode()
     except subprocess.TimeoutExpired as hung:
         return (hung.stdout or b"").decode() + f"\nhung for {RUN_SECONDS} s"
 
@@ -218,12 +223,18 @@ def envoy(target: str) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         until = monotonic() + START_SECONDS
-        while socket.socket().connect_ex(("127.0.0.1", port)) and monotonic() < until and process.poll() is None:
+        while not is_listening(port) and monotonic() < until and process.poll() is None:
             sleep(0.05)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def is_listening(port: int) -> bool:
+    """Whether something on this machine accepts connections at this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def report(languages: list[Language], outcomes: list[Outcome], *, has_metrics: bool) -> int:

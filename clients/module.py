@@ -13,7 +13,9 @@ from clients.interop import generate, install
 from clients.languages import LANGUAGES, ROOT
 
 SHIPPED = ROOT / "server" / "kleinserve" / "web" / "playground" / "klein.js"
-LICENCES = "/* With @bufbuild/protobuf (Apache-2.0 and BSD-3-Clause), @connectrpc/connect and connect-web (Apache-2.0). */"
+LICENCES = (
+    "/* With @bufbuild/protobuf (Apache-2.0 and BSD-3-Clause), @connectrpc/connect and connect-web (Apache-2.0). */"
+)
 ESBUILD = ("clients/node_modules/.bin/esbuild", "clients/browser/klein.ts", "--bundle", "--format=esm", "--minify")
 OPTIONS = ("--target=es2022", "--log-level=warning", f"--banner:js={LICENCES}")
 

@@ -83,6 +83,24 @@ def test_programs_compile(language: Language) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("line", "code"), [("ok 4 previews", 0), ("FAILED not as expected: 3 previews", 1), (None, 1)])
+def test_one_red_task_fails_the_whole(line: str | None, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table's exit code is 0 if every task is told as ok; one that failed or is not told is named below it."""
+    tasks = dict.fromkeys(interop.TASKS, "ok")
+    tasks |= {"generate": line} if line else {}
+    if line is None:
+        del tasks["generate"]
+    assert interop.report([BY_NAME["go"]], [interop.Outcome("go 1", tasks)], has_metrics=True) == code
+    said = capsys.readouterr().out
+    assert f"go: generate: {line or 'not told'}" in said if code else "FAILED" not in said
+
+
+def test_a_hanging_program_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that does not end is stopped, and what it had said is kept."""
+    monkeypatch.setattr(interop, "RUN_SECONDS", 1)
+    assert interop.call(["sh", "-c", "echo health ok; exec sleep 60"]) == "health ok\n\nhung for 1 s"
+
+
 def test_the_lock_file_names_no_registry() -> None:
     """package-lock.json holds hashes, and no address of a registry."""
     lock = (ROOT / "clients" / "package-lock.json").read_text()

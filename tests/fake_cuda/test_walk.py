@@ -15,27 +15,26 @@ from kleinserve.engine.checkpoint import MINI
 
 ROOT = Path(__file__).parents[2]
 SMALL = f"geometry:{MINI}"
-KLEIN, KLEIN_9B, BASE = "geometry:klein-4b", "geometry:klein-9b", "geometry:klein-base-4b"
+KLEIN, BASE = "geometry:klein-4b", "geometry:klein-base-9b"
 WHOLE = [
     f"{SMALL},bfloat16,resident",
     f"{SMALL},float32,resident",
     f"{SMALL},bfloat16,offload",
     f"{SMALL},float32,offload",
     f"{KLEIN},bfloat16,resident",
-    f"{KLEIN},bfloat16,offload",
-    f"{KLEIN_9B},bfloat16,offload",
-    f"{BASE},bfloat16,resident",
+    f"{BASE},bfloat16,offload",
 ]
 LEFT_ON_THE_HOST, UNORDERED = f"{SMALL},bfloat16,resident,device", f"{SMALL},bfloat16,resident,order"
 STEPS = ("first step", "next step", "other rows", "last step", "second step")
 Case = dict[str, Any]
+pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else computes
 
 
 @pytest.fixture(scope="module")
 def walks() -> dict[str, Case]:
     """All cases, in one process of their own: it changes torch for good."""
     command = [sys.executable, "-m", "tests.fake_cuda.walk", *WHOLE, LEFT_ON_THE_HOST, UNORDERED]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     seen: dict[str, Case] = json.loads(done.stdout.splitlines()[-1])
     return seen
@@ -70,7 +69,7 @@ def test_nothing_is_copied_in_a_step(case: Case) -> None:
 
 
 def test_what_is_copied_at_every_other_stage(case: Case) -> None:
-    """Ids and mask of each prompt; noise and references; of pictures 8 bits each way out, but where two are compared."""
+    """Ids and mask of each prompt; noise and references; pictures come out in 8 bits, but where two are compared."""
     stages, dtype = case["stages"], case["dtype"]
     is_native, is_guided = case["model"] == SMALL, case["model"] == BASE
     channels, latents = (4, 32) if is_native else (3, 128)

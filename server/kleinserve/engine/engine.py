@@ -5,7 +5,6 @@ which touches the text encoder and the VAE. A render is in one thread's hands at
 AcceleratorOutOfMemory, after which nothing of that call has happened, and AcceleratorLost.
 """
 
-import os
 import platform
 import threading
 from collections import defaultdict
@@ -16,6 +15,7 @@ from functools import partial
 import structlog
 import torch
 
+from kleinserve import process
 from kleinserve.config import Config
 from kleinserve.core import (
     MEGAPIXEL,
@@ -309,7 +309,7 @@ class Engine:
         if self._device.type == "cuda":
             device = torch.cuda.get_device_name(self._device)
         else:
-            device = f"{platform.machine()}, {self._cores.threads} of {os.cpu_count()} cores"
+            device = f"{platform.machine()}, {self._cores.threads} of {process.cores()} cores"
         kept = "offload" if self._is_offloaded else "resident"
         how = f"{self.facts.dtype}, {kept}, {'compiled' if self.compile_state == 'compiled' else 'eager'}"
         return f"{self.facts.name}, {self.work_per_token} GFLOP, {device}, {how}"

@@ -4,13 +4,13 @@ Called from one thread, the event loop's, but for `start`, which takes as long a
 the engine.
 """
 
-import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
 
+from kleinserve import process
 from kleinserve.config import Config
 from kleinserve.core import ANONYMOUS, MEGAPIXEL, Operation, Options, Priority, Request
 from kleinserve.errors import (
@@ -72,7 +72,7 @@ class Scheduler:
         self._ending = Ending(self._queue, self._turns, outbox, self._ended)
         self._safety, self._positions = admission.Safety(), Positions()
         # Side by side only where each thread has all the threads that it was measured with.
-        is_roomy = 2 * config.torch_threads <= (os.cpu_count() or 1)
+        is_roomy = 2 * config.torch_threads <= process.cores()
         self._is_overlapping = engine.facts.device == "cpu" and is_roomy
         self._workers: list[Worker] = []
         self._watches = {loop: Watch(loop.value) for loop in Loop}
