@@ -22,11 +22,13 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.identity.certificates import Certificates
     from kleinserve.identity.reload import Watched
     from kleinserve.logs import Logs
+    from kleinserve.usage.buckets import SqlBuckets
     from kleinserve.usage.keys import Keys
     from kleinserve.usage.ledger import Ledger
     from kleinserve.web.probes import Health
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
+TRACES_SECONDS = 3.0  # for the last traces to reach their collector
 
 log = structlog.get_logger()
 
@@ -74,14 +76,18 @@ class _Server:
         from kleinserve.desk.kept import Shelf
         from kleinserve.desk.keys import KeyRing
         from kleinserve.desk.lifecycle import Lifecycle
+        from kleinserve.desk.quota import SharedQuota
         from kleinserve.identity.limits import Quota
         from kleinserve.rpc.call import Calls
+        from kleinserve.rpc.forward import Forward
         from kleinserve.rpc.server import GrpcServer
         from kleinserve.rpc.servicer import Images, Usages, methods
+        from kleinserve.tracing import configured
         from kleinserve.usage import price
         from kleinserve.web.probes import Debug, Probes
 
         self._config, self._intake, self._identity, self._ledger = config, intake, identity, ledger
+        self._keys = keys
         self._backend, self.lifecycle, self.stopping = backend, Lifecycle(), asyncio.Event()
         facts = backend.facts
         metrics.built(__version__, facts.name, facts.device, facts.dtype)
@@ -91,10 +97,12 @@ class _Server:
         ring = KeyRing(keys, shelf, facts, metrics)
         metrics.kept_bytes.set_function(lambda: shelf.bytes)
         metrics.kept_results.set_function(lambda: len(shelf))
-        quota = Quota(time.monotonic_ns)
+        quota = SharedQuota(Quota(time.monotonic_ns), _buckets(ledger))
         self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
-        table = methods(Images(self._desk, facts, config), Usages(ledger))
-        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
+        forward = Forward(identity.authenticator, identity.replica_credentials, 2 * config.owner_seconds)
+        table = methods(Images(self._desk, forward, facts, config), Usages(ledger))
+        self._tracing = configured(os.environ)
+        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
         debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
@@ -116,6 +124,7 @@ class _Server:
         """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
         config = self._config
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
+        self._keys.reached_at(self._reached_at(port))
         self.lifecycle.watch(self._on_state)
         self._identity.start()
         web = await self._start_web()
@@ -125,6 +134,14 @@ class _Server:
         announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
         if web is not None:
             announce(f"web on {config.address(web)}")
+
+    def _reached_at(self, port: int) -> str:
+        """Where other servers reach this one: "" where nobody said, and `host` is every address."""
+        config = self._config
+        is_every = config.host in ("0.0.0.0", "::")
+        if not config.advertise and is_every and _is_shared(self._ledger):
+            log.warning("other servers cannot pass requests on to this one: set advertise to HOST:PORT")
+        return config.advertise or ("" if is_every else config.address(port))
 
     async def _start_web(self) -> int | None:
         if self._config.web_port is None:
@@ -179,6 +196,8 @@ class _Server:
         await self._books.close()
         await self._intake.close()
         self._identity.stop()
+        if self._tracing is not None:
+            self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
         return 1 if is_dead else 0
 
@@ -204,6 +223,7 @@ class _Identity:
             self.certificates = watch_certificates(files)
             watched.append(self.certificates)
         self._knows_callers = config.callers is not None
+        self._replicas_ca = config.replicas_ca
         self._reloads = Reloads(watched, lambda what, outcome: metrics.reloads.labels(what, outcome).inc())
         self._task: asyncio.Task[None] | None = None
 
@@ -231,6 +251,15 @@ class _Identity:
 
         return None if self.certificates is None else tls_credentials(self.certificates)
 
+    def replica_credentials(self) -> Any:
+        """For connections to other servers, by the newest certificates; None: plain text."""
+        from kleinserve.rpc.forward import channel_credentials
+
+        if self.certificates is None:
+            return None
+        ca = None if self._replicas_ca is None else self._replicas_ca.read_bytes()
+        return channel_credentials(self.certificates.value, ca)
+
     def web_context(self) -> Any:
         """For the web port; None: plain text."""
         from kleinserve.identity.certificates import serving_context
@@ -244,6 +273,7 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
+        metrics.ledger_up.set(1)  # nothing is refused for want of one
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
 
@@ -261,13 +291,29 @@ async def _keys(config: Config, ledger: "Ledger") -> "Keys":
     from kleinserve.usage.ledger import NoLedger
 
     bounds: dict[str, Any] = {"key_seconds": config.key_seconds, "keys_max": config.keys_max}
+    owner: dict[str, Any] = {"owner": config.owner, "owner_seconds": config.owner_seconds}
     if isinstance(ledger, NoLedger):
         return MemoryKeys(**bounds)
     from kleinserve.usage.sql import SqlLedger
     from kleinserve.usage.sql_keys import SqlKeys
 
     assert isinstance(ledger, SqlLedger)
-    return await SqlKeys.open(ledger, **bounds)
+    return await SqlKeys.open(ledger, **bounds, **owner)
+
+
+def _is_shared(ledger: "Ledger") -> bool:
+    """Whether other servers keep theirs in the same database."""
+    from kleinserve.usage.sql import SqlLedger
+
+    return isinstance(ledger, SqlLedger) and ledger.is_shared
+
+
+def _buckets(ledger: "Ledger") -> "SqlBuckets | None":
+    """The callers' buckets of megapixels, where other servers share them."""
+    from kleinserve.usage.buckets import SqlBuckets
+    from kleinserve.usage.sql import SqlLedger
+
+    return SqlBuckets(ledger) if isinstance(ledger, SqlLedger) and ledger.is_shared else None
 
 
 def _backend(config: Config, metrics: Metrics) -> "Backend":

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kleinserve import process
 from kleinserve.errors import BadConfig as BadConfig
@@ -47,6 +47,14 @@ def _origins(given: object) -> object:
     return origins
 
 
+def _address(given: str) -> str:
+    """HOST:PORT, or nothing."""
+    host, _, port = given.rpartition(":")
+    if given and not (port.isdigit() and 0 < int(port) < 65536 and _host(host)):
+        raise ValueError("is not HOST:PORT")
+    return given
+
+
 class Config(BaseModel):
     """The server's settings; field names are the keys of the TOML file."""
 
@@ -80,6 +88,10 @@ class Config(BaseModel):
     ledger: Annotated[str, Field(repr=False)] = (
         "sqlite"  # sqlite (usage.db in the user's data) | a SQLAlchemy URL | none
     )
+    owner: str = ""  # this server's name among those on one PostgreSQL, its own after a restart too; empty: a new one
+    owner_seconds: Seconds = 15.0  # one of them that says nothing for so long is gone, and its keys are the others'
+    advertise: Annotated[str, AfterValidator(_address)] = ""  # HOST:PORT where they reach it; empty: the one served
+    replicas_ca: Path | None = None  # PEM: with TLS, of their certificates; absent: the system's
     key_seconds: Seconds = 86_400.0  # an idempotency key is known this long
     keys_max: Count = 1_000_000  # the oldest go first; about 300 bytes each
     kept_bytes_max: CountOrNone = 512 * MIB  # of finished images that their keys fetch again; an eighth a caller
@@ -214,7 +226,7 @@ def _problem(error: ValidationError) -> str:
 
 def _read(config: Config) -> None:
     """Try each file that a setting names. Raises: BadConfig."""
-    for name in ("callers", "tls_certificate", "tls_key", "tls_client_ca"):
+    for name in ("callers", "tls_certificate", "tls_key", "tls_client_ca", "replicas_ca"):
         path: Path | None = getattr(config, name)
         try:
             if path is not None:

@@ -25,9 +25,10 @@ from kleinserve.desk.job import READERS_MAX, Job, Stage
 from kleinserve.desk.keys import Held, KeyRing, gone
 from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place, Places
+from kleinserve.desk.quota import SharedQuota
 from kleinserve.desk.reader import Reader, Terms
 from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, QueueFull
-from kleinserve.identity.limits import Grant, Quota
+from kleinserve.identity.limits import Grant
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
 
@@ -70,7 +71,7 @@ class Desk:
         intake: Intake,
         books: Books,
         ring: KeyRing,
-        quota: Quota,
+        quota: SharedQuota,
         lifecycle: Lifecycle,
         config: Config,
         metrics: Metrics,
@@ -117,7 +118,7 @@ class Desk:
         place = self._places.take(asked.held_bytes)
         try:
             is_redraw = held is not None and held.is_redraw
-            grant = self._quota.admit(asked.caller, 0 if is_redraw else self._megapixels(draft))
+            grant = await self._quota.admit(asked.caller, 0 if is_redraw else self._megapixels(draft))
             try:
                 request = await self._read(draft, asked, place)
                 return await self._submit(self._job(request, asked, grant, held), place, _terms(draft, asked), held)
@@ -134,7 +135,7 @@ class Desk:
         assert job is not None
         if len(job.readers) >= READERS_MAX:
             raise QueueFull(f"{READERS_MAX} streams read this job already", retry_seconds=1.0)
-        grant = self._quota.admit(asked.caller, 0)
+        grant = self._quota.join(asked.caller)
         try:
             if terms.is_detached:
                 self._ring.reserve(held, job)
@@ -225,19 +226,25 @@ class Desk:
             self._backend.cancel(job.request.request_id)
 
     async def attach(self, key: str, asked: Asked) -> Stream:
-        """A stream of the caller's job with this key. Raises: UnknownKey, ResultGone, LedgerUnavailable."""
+        """A stream of the caller's job with this key.
+
+        Raises: UnknownKey, ResultGone, KeyElsewhere, LedgerUnavailable.
+        """
         self.check()
         held = await self._ring.running(asked.caller.name, key, None)
         if held is None:
             raise gone(await self._ring.gone(asked.caller.name, key))
         return self._join(held, asked, Terms(deadline=asked.deadline, priority=Priority.BATCH))
 
-    async def cancel(self, key: str, caller: Caller) -> None:
-        """End the caller's job with this key, or forget its image; either frees the key. Raises: UnknownKey."""
+    async def cancel(self, key: str, caller: Caller) -> bool:
+        """End the caller's job with this key, or forget its image; either frees the key, and True says so.
+
+        Raises: UnknownKey, KeyElsewhere, LedgerUnavailable.
+        """
         held = await self._ring.running(caller.name, key, None)
         if held is None:
             self._ring.store.forget(await self._ring.gone(caller.name, key))
-            return
+            return True
         job = held.job
         assert job is not None
         cancelled = Cancelled("cancelled by its key")
@@ -246,6 +253,7 @@ class Desk:
             job.fail(cancelled)
         else:
             self.end(job, cancelled)
+        return True
 
     def delivered(self, stream: Stream) -> None:
         """A stream has ended OK, with the whole image."""
@@ -358,11 +366,12 @@ class Desk:
         return [job.shown(self._loop.time()) for job in self._jobs.values()]
 
     def cancel_request(self, request_id: str) -> bool:
-        """End a request in its caller's place; False: there is none."""
+        """End a request in its caller's place; False: there is none, or its image is billed and on its way."""
         job = self._jobs.get(request_id)
-        if job is not None:
-            self.end(job, Cancelled("an operator cancelled it"))
-        return job is not None
+        if job is None:
+            return False
+        self.end(job, Cancelled("an operator cancelled it"))
+        return job.stage is Stage.OVER
 
 
 def _terms(draft: Draft, asked: Asked) -> Terms:
