@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError, Message
 from kleinserve.config import Config
 from kleinserve.core import Caller, Draft
 from kleinserve.desk.books import Books, now_microseconds
-from kleinserve.desk.desk import Asked, Desk, Stream
+from kleinserve.desk.desk import Desk, Stream
 from kleinserve.desk.job import Stage
+from kleinserve.desk.reception import Asked
 from kleinserve.errors import (
     Cancelled,
     DeadlinePassed,
@@ -35,6 +36,7 @@ from kleinserve.rpc.course import course, seconds_of
 from kleinserve.tracing import Traced, Tracing
 
 _MARGIN_SHARE = 0.1  # of a short deadline: the margin is not to eat it up
+FORWARDED_CALLER = "klein-forwarded-caller"  # metadata: the caller for whom a replica calls
 _PIECE_BYTES = 64 * 1024  # each of them has the stall limit: a line of 2 KiB/s passes at the default
 
 log = structlog.get_logger()
@@ -72,7 +74,10 @@ class Transport(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One RPC. `deadline` on the event loop's clock, a margin before the caller's own. `message_bytes`: as it came."""
+    """One RPC. `deadline` on the event loop's clock, a margin before the caller's own. `message_bytes`: as it came.
+
+    `passed_to`: the server that answers it, which also counts and records it; "": this one.
+    """
 
     transport: Transport
     request_id: str
@@ -86,11 +91,17 @@ class Call:
     stream: Stream | None = None
     is_complete: bool = False  # nothing is left but for the reader to go
     cause: KleinError | None = None  # why the server itself interrupted it
+    passed_to: str = ""
 
     @property
     def known(self) -> Caller:
         assert self.caller is not None, "a call is authenticated before it is served"
         return self.caller
+
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether a replica has passed it on to this server."""
+        return FORWARDED_CALLER in self.transport.metadata
 
     def asked(self) -> Asked:
         """The call as the desk sees it."""
@@ -103,7 +114,10 @@ class Call:
 
     async def write(self, message: Message) -> None:
         """Send one message. Raises: ReaderStalled when the reader takes nothing of it for too long; ReaderGone."""
-        data = message.SerializeToString()
+        await self.write_bytes(message.SerializeToString())
+
+    async def write_bytes(self, data: bytes) -> None:
+        """Send one message, serialized. Raises: as `write`."""
         limit = self.stall_seconds * max(1, math.ceil(len(data) / _PIECE_BYTES))
         try:
             async with asyncio.timeout(limit):
@@ -183,7 +197,7 @@ class Calls:
     async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
-            call.caller = self.authenticator.caller(call.transport.credentials)
+            call.caller = self._caller(call.transport)
             await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
@@ -200,6 +214,13 @@ class Calls:
             return Internal(f"internal error, request {call.request_id}")
         return None
 
+    def _caller(self, transport: Transport) -> Caller:
+        """Who calls, or for whom a replica does. Raises: Unauthenticated, PermissionDenied."""
+        name = transport.metadata.get(FORWARDED_CALLER)
+        if name is None:
+            return self.authenticator.caller(transport.credentials)
+        return self.authenticator.on_behalf(transport.credentials, name)
+
     async def _refuse(self, call: Call, error: KleinError) -> None:
         """End with `error`. For a reader that does not take it gRPC keeps it; the request's memory goes."""
         try:
@@ -210,6 +231,8 @@ class Calls:
 
     def _count(self, method: Method, call: Call, error: KleinError | None, stage: Stage | None, seconds: float) -> None:
         metrics = self.metrics
+        if call.passed_to:
+            return
         if isinstance(error, Unauthenticated):
             metrics.unauthenticated.labels(error.why).inc()
         if isinstance(error, QuotaExceeded):
@@ -246,6 +269,8 @@ class Calls:
                 facts["job"] = stream.job.request.request_id
             if self.config.log_prompts:
                 facts["prompt"] = request.prompt
+        if call.passed_to:
+            facts["passed_to"] = call.passed_to
         if (parent := call.transport.metadata.get("traceparent")) is not None:
             facts["traceparent"] = parent
         code, reason = (error.status, error.reason) if error else ("OK", "")
