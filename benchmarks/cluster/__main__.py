@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.cluster import demo, fronts, trials
+from benchmarks.cluster import demo, fronts, secured, trials
 from tests.replicas.cluster import Server, envoy, servers
 from tests.usage.postgres import Postgres
 
@@ -28,8 +28,10 @@ def main() -> int:
     with database() as ledger, tempfile.TemporaryDirectory(prefix="klein-cluster-") as folder:
         if arguments.what == "demo":
             return demo.main(ledger, Path(folder), SETTINGS)
+        wrong = secured.main(ledger, Path(folder))
+        say(f"with TLS, callers and a credential of their own: {wrong or 'keys find their owner'}")
         with servers(ledger, Path(folder), **SETTINGS) as pair:
-            return report(ledger, pair, arguments)
+            return report(ledger, pair, arguments) or int(bool(wrong))
 
 
 @contextmanager

@@ -78,9 +78,10 @@ class Forward:
                     return None
                 if loop.time() >= until:
                     raise
-            await asyncio.sleep(PAUSE_SECONDS)
-            if call.deadline is not None and loop.time() >= call.deadline:
+            left = PAUSE_SECONDS if call.deadline is None else call.deadline - loop.time()
+            if left <= 0:
                 raise DeadlinePassed("the deadline passed while the key's server did not answer")
+            await asyncio.sleep(min(PAUSE_SECONDS, left))
 
     async def _is_answered(self, address: str, message: Message, call: Call) -> bool:
         """Whether the server there answered; its messages are the call's. Raises: Answered, its refusal."""

@@ -25,8 +25,10 @@ def main(
     tls_key: str | None,
     origins: Sequence[str] = (),
 ) -> int:
-    """Print it. `replicas`: HOST:PORT of each; a name that has several addresses is several servers. `origins`: pages
-    whose scripts may call. Raises: BadConfig.
+    """Print it. Raises: BadConfig.
+
+    `replicas`: HOST:PORT of each; a name that has several addresses is several servers. `origins`: pages whose scripts
+    may call.
     """
     if bool(tls_certificate) != bool(tls_key):
         raise BadConfig("--tls-certificate and --tls-key are needed together")
