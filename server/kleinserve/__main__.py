@@ -138,6 +138,8 @@ def _serve(arguments: "argparse.Namespace") -> int:
         ("GRPC_VERBOSITY", "NONE"),  # gRPC's C core writes to file 2 itself, which may block
     ):
         os.environ.setdefault(name, value)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name. Steps differ in size: whole blocks would not fit
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import structlog
 
     from kleinserve.errors import BadConfig, UnusableCheckpoint

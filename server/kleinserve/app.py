@@ -15,7 +15,7 @@ import structlog
 from kleinserve import __version__
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
-from kleinserve.metrics import Metrics
+from kleinserve.metrics import COMPILE_STATES, Metrics
 
 if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's workers have started
     from kleinserve.backend.backend import Backend, State
@@ -342,8 +342,15 @@ def _backend(config: Config, metrics: Metrics) -> "Backend":
     log.info("loaded", **config.shown(), memory_chosen=engine.plan.reason)
     for kind in ("used", "peak", "total"):
         metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_bytes, engine, kind))
+    for state in COMPILE_STATES:
+        metrics.compile_state.labels(state).set_function(partial(_is_compiled, engine, state))
     return Local(engine, config, metrics)
 
 
 def _bytes(engine: Any, kind: str) -> float:
     return float(engine.memory_bytes()[kind])
+
+
+def _is_compiled(engine: Any, state: str) -> float:
+    """1.0 where its blocks run so; known once it is warm."""
+    return float(engine.compile_state.startswith(state))
