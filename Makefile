@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu overload flood soak mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,15 @@ bench: .venv/.bench ## mini beside its peers: 80 % load and a burst (a quarter o
 
 bench-full: .venv/.bench ## every load, resumed where it stopped; rewrites docs/PERF.md, docs/bench.json and the plot (hours)
 	$(BIN)/python -m benchmarks full
+
+overload: setup ## four times what the server can do, for two minutes: it serves on and refuses at once (three minutes)
+	$(BIN)/python -m benchmarks.overload
+
+flood: setup ## hostile reference files beside healthy callers: delays, answers, memory (five minutes)
+	$(BIN)/python -m benchmarks.flood
+
+soak: setup ## ten minutes at 80 % load, large references among it: whether memory grows
+	$(BIN)/python -m benchmarks.soak
 
 bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing
 	python3 -m benchmarks gpu

@@ -8,6 +8,7 @@ in one run; then every file alone; then other callers' edits beside the flood.
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +34,7 @@ SETTLE_SECONDS = 10.0  # until what the last file took has been given back
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
     files = {name: make() for name, make in corpus(given.size).items()}
     with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server:

@@ -8,6 +8,7 @@ clients of the library meet a server whose queue holds eight: each ends served o
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -35,6 +36,7 @@ ATTEMPTS_MAX = 5  # of the library, by its default
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
     with TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"

@@ -8,6 +8,7 @@ Prints medians with their least and most, and the medians of the pairs' ratios.
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -25,6 +26,7 @@ CLIENTS = 12
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for number in range(given.pairs):

@@ -7,6 +7,7 @@ Prints what the server and its workers hold by the minute, and the slope of the 
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ SEGMENT_SECONDS = 60.0  # its arrivals are made when it begins, so that the load
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
     with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server:
         figures = asyncio.run(soak(server, given.minutes * 60, given.capacity_seconds))

@@ -54,16 +54,16 @@ class Serving:
 
 @contextmanager
 def launched(
-    *arguments: str, module: str = "kleinserve", log: Path | None = None, **environment: str
+    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
 ) -> Iterator["subprocess.Popen[str]"]:
     """A server's process with these arguments and variables, on free ports unless they say others; killed.
 
-    Its log goes into the file `log`, or where the test's goes.
+    Its log goes into the file `log`, a path or an open file's number, or where the test's goes.
     """
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
     where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}}
     with ExitStack() as stack:
-        errors = stack.enter_context(log.open("w")) if log is not None else None
+        errors = stack.enter_context(log.open("w")) if isinstance(log, Path) else log
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **where)
         with process:
             try:
@@ -82,7 +82,7 @@ def announced(process: "subprocess.Popen[str]") -> Serving:
 
 @contextmanager
 def served(
-    *arguments: str, module: str = "kleinserve", log: Path | None = None, **environment: str
+    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
 ) -> Iterator[Serving]:
     """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
     with launched(*arguments, module=module, log=log, **environment) as process:
