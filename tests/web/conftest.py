@@ -40,8 +40,8 @@ def web_served(folder: Path, *arguments: str, module: str = "kleinserve", **envi
 
 @pytest.fixture(scope="session")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A server where everyone is anonymous."""
-    with web_served(tmp_path_factory.mktemp("web")) as server:
+    """A server where everyone is anonymous, and where small requests share steps however fast the machine is."""
+    with web_served(tmp_path_factory.mktemp("web"), KLEINSERVE_STEP_TOKENS_MAX="8192") as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from tests.web.conftest import TOKEN, Web
 
 TASKS = Path(__file__).parent / "browser" / "tasks.mjs"
 FOLDER = Path(playground.__file__).parent
-SECONDS = 600
+SECONDS = 1200
 NAMES = re.findall(r"^  async (\w+)\(\) \{$", TASKS.read_text().partition("const tasks")[2], re.MULTILINE)
 
 

@@ -13,7 +13,7 @@ const open = {
   async bare(options = {}) {
     const context = await browser.newContext({ permissions: ["clipboard-read", "clipboard-write"], ...options });
     const page = await context.newPage();
-    page.setDefaultTimeout(60_000);
+    page.setDefaultTimeout(240_000);
     page.faults = [];
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (line) => line.type() === "error" && page.faults.push(line.text()));
