@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ proto: setup ## regenerate the committed Python stubs
 
 interop: setup ## nine tasks from Go, Node, Java, C++, Ruby and a browser against a live server; installs their packages
 	$(BIN)/python -m clients.interop
+
+playground: setup ## build the playground's module from clients/browser (needs Node and npm)
+	$(BIN)/python -m clients.module
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,web,tracing,dev,fp8,bench]'

@@ -53,9 +53,9 @@ def bills(target: str, begin: datetime) -> int:
 def show(page: str) -> None:
     """What Prometheus knows, by server: its counters begin anew where the process did."""
     asked = {
-        "requests that ended OK": 'sum by (instance) (increase(klein_requests_total{code="OK"}[10m]))',
+        "requests that ended OK, estimated": 'sum by (instance) (increase(klein_requests_total{code="OK"}[10m]))',
         "refused while draining": 'sum by (instance) (increase(klein_requests_total{reason="DRAINING"}[10m]))',
-        "restarts": "changes(process_start_time_seconds[10m])",
+        "restarts": 'sum by (instance) (resets(klein_requests_total{code="OK"}[10m]))',
         "median seconds of a request": (
             "histogram_quantile(0.5, sum by (instance, le) (rate(klein_request_duration_seconds_bucket[10m])))"
         ),

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,16 @@ def run(config: Config, logs: "Logs") -> int:
 
 
 async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
-    identity = _Identity(config, metrics)
-    ledger = _ledger(config, metrics)
+    identity, changed = _Identity(config, metrics), asyncio.Event()
+    ledger = _ledger(config, metrics, partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set))
     keys = await _keys(config, ledger)
     server = _Server(config, metrics, intake, identity, ledger, keys, _backend(config, metrics))
+    telling = asyncio.create_task(server.tell_health(changed))
     await server.start(logs.announce)
     await server.stopping.wait()
-    return await server.stop()
+    code = await server.stop()
+    telling.cancel()
+    return code
 
 
 class _Server:
@@ -120,6 +124,13 @@ class _Server:
             return Health("ledger down", True, False)
         return Health(state.value, state is not State.DEAD, state is State.READY)
 
+    async def tell_health(self, changed: asyncio.Event) -> None:
+        """Tell health checks whenever the ledger has gone or come back, so that a balancer sends requests elsewhere."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            await self._grpc.say(is_serving=self._health().is_ready)
+
     async def start(self, announce: Callable[[str], None]) -> None:
         """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
         config = self._config
@@ -129,7 +140,7 @@ class _Server:
         self._identity.start()
         web = await self._start_web()
         await self._backend.start(self.lifecycle.become)
-        await self._grpc.say(is_serving=True)
+        await self._grpc.say(is_serving=self._health().is_ready)
         self._on_signals()
         announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
         if web is not None:
@@ -268,8 +279,8 @@ class _Identity:
         return None if certificates is None else serving_context(lambda: certificates.value)
 
 
-def _ledger(config: Config, metrics: Metrics) -> "Ledger":
-    """Raises: BadLedger."""
+def _ledger(config: Config, metrics: Metrics, changed: Callable[[], object]) -> "Ledger":
+    """`changed` is called from any thread when the ledger has gone or come back. Raises: BadLedger."""
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
@@ -277,10 +288,15 @@ def _ledger(config: Config, metrics: Metrics) -> "Ledger":
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
 
+    def on_up(is_up: bool) -> None:
+        metrics.ledger_up.set(is_up)
+        with suppress(RuntimeError):  # the loop has been closed
+            changed()
+
     return SqlLedger(
         config.ledger,
         on_commit=metrics.ledger_commit_seconds.observe,
-        on_up=metrics.ledger_up.set,
+        on_up=on_up,
         on_dropped=metrics.ledger_dropped.inc,
     )
 

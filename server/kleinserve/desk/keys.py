@@ -55,6 +55,7 @@ class KeyRing:
 
         Raises: IdempotencyKeyReused.
         """
+        self.shelf.expire()
         while (held := self._held.get((caller, key))) is not None:
             if digest is not None and held.digest != digest:
                 raise _reused(key)
@@ -121,12 +122,12 @@ class KeyRing:
         return held is not None and held.kept is not None and held.kept.is_finished
 
     def deliver(self, job: Job) -> None:
-        """A stream with its image has ended OK."""
+        """A stream with its image has ended OK, also where the image was evicted while it was read."""
+        if job.entry is not None:
+            self.store.delivered(job.entry)
         held = self._of.get(job)
-        if held is not None and held.entry is not None:
-            self.store.delivered(held.entry)
-            if held.kept is not None:
-                self.shelf.deliver(held.kept)
+        if held is not None and held.kept is not None:
+            self.shelf.deliver(held.kept)
 
     def end(self, job: Job) -> None:
         """Its image is not here, or no longer: if nothing was billed the key is free."""

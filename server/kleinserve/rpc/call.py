@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError, Message
 from kleinserve.config import Config
 from kleinserve.core import Caller, Draft
 from kleinserve.desk.books import Books, now_microseconds
-from kleinserve.desk.desk import Asked, Desk, Stream
+from kleinserve.desk.desk import Desk, Stream
 from kleinserve.desk.job import Stage
+from kleinserve.desk.reception import Asked
 from kleinserve.errors import (
     Cancelled,
     DeadlinePassed,
