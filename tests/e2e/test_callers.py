@@ -1,0 +1,245 @@
+"""Who calls, through a real server with TLS and a real client (app.py, rpc/server.py, desk/quota.py)."""
+
+import asyncio
+import hashlib
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import kleinclient
+import pytest
+import trustme
+from klein.v1 import image_pb2, image_pb2_grpc
+from kleinclient import AsyncClient
+
+from tests.e2e.calls import generate, until
+from tests.e2e.conftest import Serving, served
+from tests.identity.pki import DAY, DNS, LOCAL, URI, Leaf, leaf, pem
+
+TOKENS = {name: f"token-of-{name}" for name in ("web", "batch", "admin", "small")}
+PERIOD = (datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1))
+
+
+def callers_file(tokens: dict[str, str] | None = None) -> str:
+    """A callers file: an admin, one with limits, one with certificates."""
+    more = {
+        "admin": "admin = true",
+        "small": "requests_max = 2\nmegapixels_per_minute = 6",
+        "web": 'certificates = ["URI:spiffe://prod/web", "DNS:web.internal"]',
+    }
+    blocks = []
+    for name, token in (tokens or TOKENS).items():
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        blocks.append(f'[callers.{name}]\ntoken_sha256 = ["{digest}"]\n{more.get(name, "")}\n')
+    return "\n".join(blocks)
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A server with callers and TLS, its authority and its files."""
+
+    server: Serving
+    authority: trustme.CA
+    folder: Path
+
+    def client(self, token: str = "", certificate: Leaf | None = None, **settings: object) -> AsyncClient:
+        own = {} if certificate is None else {"tls_certificate": certificate.chain, "tls_key": certificate.key}
+        retry = kleinclient.Retry(attempts=1)
+        return AsyncClient(
+            self.server.target, token=token or None, tls_ca=pem(self.authority), retry=retry, **own, **settings
+        )
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder, authority = tmp_path_factory.mktemp("callers"), trustme.CA()
+    chain, key = leaf(authority, *LOCAL).write(folder)
+    (folder / "callers.toml").write_text(callers_file())
+    flags = ("--callers", str(folder / "callers.toml"), "--tls-certificate", str(chain), "--tls-key", str(key))
+    with served(*flags, "--ledger", f"sqlite:///{folder}/usage.db", KLEINSERVE_STEP_TOKENS_MAX="1") as server:
+        yield Secured(server, authority, folder)
+
+
+@pytest.mark.parametrize("token", ["", "another", TOKENS["web"] + "x"])
+async def test_without_a_known_token(secured: Secured, token: str) -> None:
+    """None, an unknown one and one with something behind it are refused, for images, usage and capabilities alike."""
+    async with secured.client(token) as klein:
+        for ask in (klein.generate("a star"), klein.capabilities(), klein.usage(*PERIOD)):
+            with pytest.raises(kleinclient.Unauthenticated) as caught:
+                await ask
+            assert token == "" or token not in str(caught.value)
+
+
+async def test_the_scheme_is_bearer(secured: Secured) -> None:
+    """In any case; another scheme is no token."""
+    async with secured.client(metadata=[("authorization", f"bEARER {TOKENS['web']}")]) as klein:
+        await klein.capabilities()
+    async with secured.client(metadata=[("authorization", f"Basic {TOKENS['web']}")]) as klein:
+        with pytest.raises(kleinclient.Unauthenticated):
+            await klein.capabilities()
+
+
+async def test_plain_text_on_the_tls_port(secured: Secured) -> None:
+    """A client without TLS gets no answer of ours."""
+    async with grpc.aio.insecure_channel(secured.server.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        call = image_pb2_grpc.ImageServiceStub(channel).GetCapabilities(image_pb2.GetCapabilitiesRequest())
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_caller_sees_its_own_usage(secured: Secured) -> None:
+    """Another's is PERMISSION_DENIED; an admin sees everyone's; metrics and records carry the caller's name."""
+    async with secured.client(TOKENS["batch"]) as klein, secured.client(TOKENS["admin"]) as admin:
+        await klein.generate("a star", size=(64, 64))
+        with pytest.raises(kleinclient.PermissionDenied):
+            await klein.usage(*PERIOD, caller="web")
+        assert {total.caller for total in await klein.usage(*PERIOD)} == {"batch"}
+        assert "batch" in {total.caller for total in await admin.usage(*PERIOD)}
+        records = [record async for record in admin.usage_records(*PERIOD, caller="batch")]
+        assert {record.caller for record in records} == {"batch"}
+    assert secured.server.counted('klein_cost_microusd_total{caller="batch",operation="generate"}') >= 14_000
+
+
+async def test_anothers_key_looks_unknown(secured: Secured) -> None:
+    """Two callers may use one key; neither attaches to, cancels or learns of the other's."""
+    async with secured.client(TOKENS["web"]) as web, secured.client(TOKENS["batch"]) as batch:
+        mine = await web.generate("a star", size=(64, 64), seed=1, idempotency_key="one")
+        with pytest.raises(kleinclient.UnknownKey):
+            await batch.attach("one")
+        with pytest.raises(kleinclient.UnknownKey):
+            await batch.cancel("one")
+        theirs = await batch.generate("a circle", size=(64, 64), seed=2, idempotency_key="one")
+        assert (theirs.is_replay, (await web.attach("one")).data) == (False, mine.data)
+
+
+async def test_limits_to_the_megapixel(secured: Secured) -> None:
+    """Six megapixels a minute: what fits is drawn, what does not is told when it would; refused ones come back."""
+    async with secured.client(TOKENS["small"]) as klein:
+        with pytest.raises(kleinclient.InvalidField):
+            await klein.generate("a star", size=(65, 64))
+        for seed in range(6):
+            await klein.generate("a star", size=(64, 64), steps=1, seed=seed)
+        with pytest.raises(kleinclient.QuotaExceeded, match="megapixels_per_minute = 6") as caught:
+            await klein.generate("a star", size=(64, 64), steps=1)
+        assert 0 < caught.value.retry_after <= 10
+    labels = '{caller="small",limit="megapixels_per_minute"}'
+    assert secured.server.counted(f"klein_quota_refused_total{labels}") == 1
+
+
+async def test_one_request_does_not_wait_for_two_hundred(secured: Secured) -> None:
+    """Beside a caller with two hundred waiting ones another's single one waits for a turn, not for them."""
+    served = 'klein_requests_total{code="OK",operation="generate",reason=""}'
+    async with _stub(secured, "batch") as many, _stub(secured, "web") as one:
+        await until(one.Generate(generate(6, steps=1)), "completed")
+        calls = [many.Generate(generate(seed, steps=20)) for seed in range(200)]
+        for call in calls:
+            await until(call, "accepted")
+        call = one.Generate(generate(7, steps=2))
+        await until(call, "accepted")
+        before = secured.server.counted(served)
+        await until(call, "completed")
+        assert secured.server.counted(served) - before <= 4
+        for call in calls:
+            call.cancel()
+
+
+@asynccontextmanager
+async def _stub(secured: Secured, name: str) -> AsyncIterator[image_pb2_grpc.ImageServiceStub]:
+    token = grpc.access_token_call_credentials(TOKENS[name])
+    credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(pem(secured.authority)), token)
+    async with grpc.aio.secure_channel(secured.server.target, credentials) as channel:
+        yield image_pb2_grpc.ImageServiceStub(channel)
+
+
+async def test_rotation_under_load(secured: Secured) -> None:
+    """New tokens and certificates count at once on SIGHUP, a bad file changes nothing, and no stream is lost."""
+
+    def counted(what: str, outcome: str) -> float:
+        text = f'klein_reloads_total{{outcome="{outcome}",what="{what}"}}'
+        return secured.server.counted(text)
+
+    async def changed(what: str, outcome: str, before: float) -> None:
+        secured.server.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(60):
+            while counted(what, outcome) == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async with secured.client(TOKENS["web"]) as klein:
+        streams = [klein.generate("a star", size=(128, 128), steps=20, seed=seed) for seed in range(4)]
+        for stream in streams:
+            await anext(aiter(stream.previews()))
+        before = counted("callers", "ok")
+        (secured.folder / "callers.toml").write_text(callers_file(TOKENS | {"web": "a-new-token"}))
+        await changed("callers", "ok", before)
+        async with secured.client("a-new-token") as renewed:
+            await renewed.capabilities()
+        with pytest.raises(kleinclient.Unauthenticated):
+            await klein.capabilities()
+        before = counted("callers", "refused")
+        (secured.folder / "callers.toml").write_text("[callers.web]\ntoken_sha256 = [\n")
+        await changed("callers", "refused", before)
+        async with secured.client("a-new-token") as renewed:
+            await renewed.capabilities()
+        before = counted("certificates", "ok")
+        leaf(secured.authority, *LOCAL).write(secured.folder)
+        await changed("certificates", "ok", before)
+        async with secured.client("a-new-token") as renewed:
+            await renewed.capabilities()
+        for stream in streams:
+            assert (await stream).data
+    before = counted("callers", "ok")
+    (secured.folder / "callers.toml").write_text(callers_file())
+    await changed("callers", "ok", before)
+
+
+@pytest.fixture(scope="module")
+def mutual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """A server that needs a client certificate of its authority."""
+    folder, authority = tmp_path_factory.mktemp("mutual"), trustme.CA()
+    chain, key = leaf(authority, *LOCAL).write(folder)
+    (folder / "callers.toml").write_text(callers_file())
+    (folder / "ca.pem").write_bytes(pem(authority))
+    flags = ("--callers", str(folder / "callers.toml"), "--tls-certificate", str(chain), "--tls-key", str(key))
+    with served(*flags, "--tls-client-ca", str(folder / "ca.pem")) as server:
+        yield Secured(server, authority, folder)
+
+
+async def test_certificates(mutual: Secured) -> None:
+    """A listed name of either kind is who calls; unlisted, imitating, foreign and expired ones are refused."""
+    ca = mutual.authority
+    for name in (URI("spiffe://prod/web"), DNS("web.internal")):
+        async with mutual.client(certificate=leaf(ca, name)) as klein:
+            await klein.capabilities()
+    for name in (URI("spiffe://prod/other"), DNS("spiffe://prod/web"), URI("DNS:web.internal")):
+        async with mutual.client(certificate=leaf(ca, name, common_name="web.internal")) as klein:
+            with pytest.raises(kleinclient.Unauthenticated):
+                await klein.capabilities()
+    listed = DNS("web.internal")
+    for refused in (None, leaf(trustme.CA(), listed), leaf(ca, listed, since=-2 * DAY, until=-DAY)):
+        async with mutual.client(TOKENS["web"], certificate=refused) as klein:
+            with pytest.raises(kleinclient.Unavailable):
+                await klein.capabilities()
+
+
+async def test_a_token_and_a_certificate_of_two_callers(mutual: Secured) -> None:
+    """They name different callers, so neither calls; of one caller both are fine."""
+    web = leaf(mutual.authority, DNS("web.internal"))
+    async with mutual.client(TOKENS["batch"], certificate=web) as klein:
+        with pytest.raises(kleinclient.Unauthenticated):
+            await klein.capabilities()
+    async with mutual.client(TOKENS["web"], certificate=web) as klein:
+        await klein.capabilities()
+
+
+def test_others_reach_only_what_is_secured() -> None:
+    """A host that is not loopback, without callers and TLS, is refused in one line that names --insecure."""
+    command = [sys.executable, "-m", "kleinserve", "serve", "--host", "0.0.0.0", "--port", "0", "--metrics-port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert "insecure" in ended.stderr
