@@ -92,7 +92,9 @@ async def test_stages(load: Load) -> None:
             spent[child["name"]] = spent.get(child["name"], 0.0) + seconds(child)
         assert [values(child)["klein.step"] for child in children if child["name"] == "step"] == [1, 2, 3, 4]
         assert spent["step"] == pytest.approx(said["denoise"], abs=0.002)
-        assert spent["decode"] == pytest.approx(said["decode"], abs=0.002)
+        assert spent["decode"] == pytest.approx(
+            said["decode"], abs=0.02
+        )  # its pieces are one span with what is between
         assert spent["encode"] == pytest.approx(said["encode"], abs=0.002)
         assert spent["delivery"] > 0
 
