@@ -59,3 +59,14 @@ async def test_an_error_ends_the_stream_at_once() -> None:
         await told(reader)
     with pytest.raises(Cancelled):
         reader.check()
+
+
+async def test_an_error_after_the_image_was_ready_is_no_success() -> None:
+    """Cancelled by its key while the image waits to be taken: the stream ends with that, never OK without an image."""
+    reader = Reader(ACCEPTED, Terms())
+    reader.finish(IMAGE, COMPLETED)
+    events = reader.events()
+    assert await anext(events) == ACCEPTED
+    reader.fail(Cancelled("by its key"))
+    with pytest.raises(Cancelled):
+        await anext(events)

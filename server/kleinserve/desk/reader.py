@@ -73,6 +73,7 @@ class Reader:
                 continue
             self._changed.clear()
             await self._changed.wait()
+        self.check()  # it may have ended after its image was ready, and the image is then not told
         yield replace(self._completed, previews_skipped=self.previews_skipped)
 
     def check(self) -> None:
