@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu overload flood soak mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto crash agreement interop bench bench-full bench-gpu overload flood soak mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,12 @@ test-cluster: setup ## rolling restarts, kills and cancels of two servers behind
 
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
+
+crash: setup ## kill -9 under load: 100 times on SQLite, 20 times on PostgreSQL, with a report (an hour)
+	$(BIN)/python -m tests.crash.run
+
+agreement: setup ## 500 requests of every kind: streams, metrics and ledger must agree
+	KLEIN_AGREEMENT_REQUESTS=500 $(BIN)/python -m pytest -s tests/e2e/test_agreement.py
 
 interop: setup ## nine tasks from Go, Node, Java, C++, Ruby and a browser against a live server; installs their packages
 	$(BIN)/python -m clients.interop

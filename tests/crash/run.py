@@ -30,11 +30,12 @@ from tests.usage.postgres import Postgres
 from tests.usage.some import rows
 
 KINDS = ("keyed",) * 5 + ("detached",) * 2 + ("plain",) * 3
-KILL_SECONDS = (0.2, 3.0)  # after the server says that it serves
+IMAGES_MAX = 6  # received between a start and a kill, and a moment more
+KILL_SECONDS = (0.5, 10.0)  # that moment, and how long those images are waited for
 ON_ITS_WAY_SECONDS = 3.0  # between a commit and the kill that its image did not outlive, on a busy machine
-PATIENCE_SECONDS = 240.0
+LAST_SECONDS = 240.0  # after the last start, until every caller has what he wanted
 SETTINGS = {"STEP_TOKENS_MAX": "64", "INTAKE_WORKERS": "1", "KEPT_SECONDS": "20"}
-QUICK = Retry(attempts=10_000, backoff=0.1, backoff_max=0.5, burst=10_000, per_second=10_000)
+QUICK = Retry(attempts=10_000, patience=math.inf, backoff=0.1, backoff_max=0.5, burst=10_000, per_second=10_000)
 
 
 @dataclass
@@ -80,16 +81,29 @@ class Crash:
                     self._look()
                     callers = callers or [asyncio.create_task(self._caller(client, kind)) for kind in KINDS]
                     if len(self.kills) < kills and time.monotonic() < ends:
-                        await asyncio.sleep(self.chance.uniform(*KILL_SECONDS))
+                        await self._moment()
                         self.kills.append(time.time_ns() // 1000)  # leaving the context kills
                         print(f"kill {len(self.kills)}, {len(self.requests)} requests", file=sys.stderr, flush=True)
                         continue
                     self.is_over = True
-                    async with asyncio.timeout(PATIENCE_SECONDS):
+                    async with asyncio.timeout(LAST_SECONDS):
                         await asyncio.gather(*callers)
                     await client.close()
         self._look()
         self._compare()
+
+    async def _moment(self) -> None:
+        """Any moment: a server on a slow machine, too, has done something by then."""
+        wanted = self.received + self.chance.randint(0, IMAGES_MAX)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(KILL_SECONDS[1]):
+                while self.received < wanted:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        await asyncio.sleep(self.chance.uniform(0.0, KILL_SECONDS[0]))
+
+    @property
+    def received(self) -> int:
+        return sum(len(request.digests) for request in self.requests)
 
     async def _caller(self, client: AsyncClient, kind: str) -> None:
         while not self.is_over:
@@ -130,7 +144,6 @@ class Crash:
             idempotency_key=request.key,
             client_tag=request.tag,
             detach=request.kind == "detached",
-            timeout=PATIENCE_SECONDS if request.key else None,
         )
 
     def _look(self) -> None:

@@ -191,8 +191,9 @@ async def test_one_record_whenever_it_ends(house: House, how: str, has_key: bool
 
 async def one_record(house: House, request_id: str) -> UsageRecord:
     """The request's record, which may be written behind its stream."""
-    while not (records := await house.records(request_id)):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while not (records := await house.records(request_id)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert len(records) == 1
     return records[0]
 
