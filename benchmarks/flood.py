@@ -20,7 +20,7 @@ from klein.v1 import image_pb2, image_pb2_grpc
 
 from benchmarks import trace
 from benchmarks.load import OK, closed_loop
-from benchmarks.promises import Figure, quantile, report
+from benchmarks.promises import Figure, quantile, report, told
 from benchmarks.serving import MIB, Serving, ours
 from benchmarks.wire import OPTIONS
 from tests.codec.hostile import corpus
@@ -38,8 +38,8 @@ def main() -> int:
     given = _arguments()
     files = {name: make() for name, make in corpus(given.size).items()}
     with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server:
-        figures = asyncio.run(flood(server, list(files.values()), given.seconds))
-        figures += asyncio.run(one_by_one(server, files))
+        figures = told(asyncio.run(flood(server, list(files.values()), given.seconds)))
+        figures += told(asyncio.run(one_by_one(server, files)))
     return report(figures, given.json)
 
 

@@ -22,7 +22,7 @@ from kleinclient import AsyncClient, KleinError, Retrying
 
 from benchmarks import trace, wire
 from benchmarks.load import OK, REFUSED, Outcome, closed_loop, open_loop
-from benchmarks.promises import Figure, quantile, report
+from benchmarks.promises import Figure, quantile, report, told
 from benchmarks.serving import Serving, ours
 
 EDGES = (64, 128, 256)
@@ -41,9 +41,9 @@ def main() -> int:
     with TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         with ours(log) as server:
-            figures = asyncio.run(overload(server, given.capacity_seconds, given.seconds, given.factor))
+            figures = told(asyncio.run(overload(server, given.capacity_seconds, given.seconds, given.factor)))
         with ours(log, queue_requests_max=CROWD_QUEUE) as server:
-            figures += asyncio.run(crowd(server, given.crowd))
+            figures += told(asyncio.run(crowd(server, given.crowd)))
     return report(figures, given.json)
 
 

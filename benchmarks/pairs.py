@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import trace
 from benchmarks.load import OK, closed_loop
-from benchmarks.promises import Figure, report
+from benchmarks.promises import Figure, report, told
 from benchmarks.serving import Serving, ours
 
 EDGES = (64, 128, 256)
@@ -36,7 +36,7 @@ def main() -> int:
         for name in measured["old"]:
             found[name].append((measured["old"][name], measured["new"][name]))
             print(f"pair {number}, {name}: old {found[name][-1][0]:.4g}, new {found[name][-1][1]:.4g}", flush=True)
-    return report([figure for name, pairs in found.items() for figure in _figures(name, pairs)], given.json)
+    return report(told([figure for name, pairs in found.items() for figure in _figures(name, pairs)]), given.json)
 
 
 def _measured(checkout: Path, given: argparse.Namespace, seed: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,10 +30,15 @@ class Figure:
         return said
 
 
-def report(figures: Sequence[Figure], file: Path | None = None) -> int:
-    """Print them, keep them as JSON where a file is given. Returns the exit code: 1 if a promise is broken."""
+def told(figures: list[Figure]) -> list[Figure]:
+    """Print them, as soon as they are known."""
     for figure in figures:
-        print(figure)
+        print(figure, flush=True)
+    return figures
+
+
+def report(figures: Sequence[Figure], file: Path | None = None) -> int:
+    """Keep what was told as JSON where a file is given. Returns the exit code: 1 if a promise is broken."""
     busy = f"load average of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     print(busy, flush=True)
     if file is not None:
@@ -42,7 +47,7 @@ def report(figures: Sequence[Figure], file: Path | None = None) -> int:
     return int(not all(figure.is_kept for figure in figures))
 
 
-def quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Iterable[float], share: float) -> float:
     """The smallest value that so large a share is not above; 0 where there is none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks import trace
 from benchmarks.load import OK, REFUSED, Outcome, closed_loop, open_loop
-from benchmarks.promises import Figure, report
+from benchmarks.promises import Figure, report, told
 from benchmarks.serving import MIB, Serving, ours
 
 EDGES = (64, 128, 256)
@@ -33,7 +33,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
     with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server:
-        figures = asyncio.run(soak(server, given.minutes * 60, given.capacity_seconds))
+        figures = told(asyncio.run(soak(server, given.minutes * 60, given.capacity_seconds)))
     return report(figures, given.json)
 
 
