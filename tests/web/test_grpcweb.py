@@ -1,4 +1,4 @@
-"""gRPC-Web by itself: real sockets, calls whose methods the tests say."""
+"""gRPC-Web by itself: real sockets, calls whose methods the tests say (web/health.py)."""
 
 import asyncio
 import base64
