@@ -4,10 +4,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix serve proto interop bench bench-full bench-gpu mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto interop bench bench-full bench-gpu overload flood soak mini clean
 
 help: ## print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## create .venv and install everything, pinned by constraints.txt
 
@@ -37,11 +37,20 @@ serve: setup ## serve mini on port 50051
 demo: setup ## serve mini, generate and edit with previews, leave PNGs in demo/
 	$(BIN)/python -m client.demo
 
+demo-cluster: setup ## PostgreSQL, two servers, Envoy, Prometheus; a rolling restart under load and a report; ends by itself
+	$(BIN)/python -m benchmarks.cluster demo
+
+test-cluster: setup ## rolling restarts, kills and cancels of two servers behind Envoy, in full (half an hour)
+	$(BIN)/python -m benchmarks.cluster
+
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
 interop: setup ## nine tasks from Go, Node, Java, C++, Ruby and a browser against a live server; installs their packages
 	$(BIN)/python -m clients.interop
+
+playground: setup ## build the playground's module from clients/browser (needs Node and npm)
+	$(BIN)/python -m clients.module
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,server,web,tracing,dev,fp8,bench]'
@@ -52,6 +61,15 @@ bench: .venv/.bench ## mini beside its peers: 80 % load and a burst (a quarter o
 
 bench-full: .venv/.bench ## every load, resumed where it stopped; rewrites docs/PERF.md, docs/bench.json and the plot (hours)
 	$(BIN)/python -m benchmarks full
+
+overload: setup ## four times what the server can do, for two minutes: it serves on and refuses at once (three minutes)
+	$(BIN)/python -m benchmarks.overload
+
+flood: setup ## hostile reference files beside healthy callers: delays, answers, memory (five minutes)
+	$(BIN)/python -m benchmarks.flood
+
+soak: setup ## ten minutes at 80 % load, large references among it: whether memory grows
+	$(BIN)/python -m benchmarks.soak
 
 bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing
 	python3 -m benchmarks gpu

@@ -28,23 +28,38 @@ class Outcome:
 
 def play(target: str, arrivals: Sequence[Arrival]) -> list[Outcome]:
     """Every arrival at its time, all answers awaited."""
-    return asyncio.run(_play(target, arrivals, one_by_one=False))
+    return asyncio.run(open_loop(target, arrivals))
 
 
 def play_one_by_one(target: str, arrivals: Sequence[Arrival]) -> list[Outcome]:
     """Every arrival when the one before is answered."""
-    return asyncio.run(_play(target, arrivals, one_by_one=True))
+    return asyncio.run(closed_loop(target, arrivals, 1))
 
 
-async def _play(target: str, arrivals: Sequence[Arrival], *, one_by_one: bool) -> list[Outcome]:
+async def open_loop(target: str, arrivals: Sequence[Arrival]) -> list[Outcome]:
+    """Every arrival at its time, all answers awaited."""
     async with wire.to(target) as ask:
         questions = [ask(arrival) for arrival in arrivals]  # encoded before the clock starts
+        start = asyncio.get_running_loop().time()
+        return await asyncio.gather(*(_follow(q, a, start) for q, a in zip(questions, arrivals, strict=True)))
+
+
+async def closed_loop(
+    target: str, arrivals: Sequence[Arrival], clients: int, seconds: float = float("inf")
+) -> list[Outcome]:
+    """So many clients, each of which takes the next arrival when it is answered; none is taken after `seconds`."""
+    async with wire.to(target) as ask:
+        pairs = iter([(ask(arrival), arrival) for arrival in arrivals])
         clock = asyncio.get_running_loop().time
         start = clock()
-        if not one_by_one:
-            return await asyncio.gather(*(_follow(q, a, start) for q, a in zip(questions, arrivals, strict=True)))
-        pairs = zip(questions, arrivals, strict=True)
-        return [await _follow(q, replace(a, at_seconds=clock() - start), start) for q, a in pairs]
+        found: list[Outcome] = []
+
+        async def client() -> None:
+            while clock() < start + seconds and (pair := next(pairs, None)) is not None:
+                found.append(await _follow(pair[0], replace(pair[1], at_seconds=clock() - start), start))
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return found
 
 
 async def _follow(question: wire.Question, arrival: Arrival, start: float) -> Outcome:

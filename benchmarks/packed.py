@@ -22,34 +22,29 @@ from kleinclient import Client
 from kleinserve.codec import image
 from kleinserve.codec.provenance import Provenance
 from kleinserve.config import Config
-from kleinserve.core import Operation, Request, Size
+from kleinserve.core import Request, Size
 from kleinserve.engine import checkpoint
-from kleinserve.engine.drawing import Drawing, resolve
 from kleinserve.engine.engine import Engine
+from kleinserve.engine.render import Render
+
+from benchmarks.bare import begun, decoded, denoise, request
 
 REPETITIONS = 9
 MIXED = [(64, 64), (128, 128), (256, 256), (192, 96), (64, 128), (128, 64), (256, 128), (96, 96)]
 
 
 def requests(sizes: list[tuple[int, int]]) -> list[Request]:
-    return [Request(f"{i}", Operation.GENERATE, "a red circle", (), Size(*s), i, 4, 1.0) for i, s in enumerate(sizes)]
+    return [request("a red circle", Size(*size), seed) for seed, size in enumerate(sizes)]
 
 
-def begun(engine: Engine, asked: list[Request]) -> list[Drawing]:
-    drawings = [engine.drawing(request) for request in asked]
-    engine.begin(drawings)
-    return drawings
-
-
-def together(engine: Engine, drawings: list[Drawing]) -> float:
+def together(engine: Engine, renders: list[Render]) -> float:
     started = time.perf_counter()
-    while not drawings[0].is_denoised:
-        engine.step(drawings)
+    denoise(engine, renders)
     return time.perf_counter() - started
 
 
-def alone(engine: Engine, drawings: list[Drawing]) -> float:
-    return sum(together(engine, [drawing]) for drawing in drawings)
+def alone(engine: Engine, renders: list[Render]) -> float:
+    return sum(together(engine, [render]) for render in renders)
 
 
 def median(measure: Callable[[], float]) -> float:
@@ -72,13 +67,14 @@ def bare(engine: Engine) -> float:
     """Seconds of one 256² request through the engine alone: prompt cached, steps, previews, decode, PNG."""
     asked = requests([(256, 256)])
     started = time.perf_counter()
-    drawing = begun(engine, asked)[0]
-    while not drawing.is_denoised:
-        engine.step([drawing])
-        engine.preview(drawing)
-    result = resolve(drawing, engine.decode([drawing])[0])
-    made_by = Provenance("mini", 0, 4, "0", "")
-    image.encode(result.pixels, asked[0].output, result.alpha_method, made_by)
+    render = begun(engine, asked)[0]
+    while not render.is_denoised:
+        engine.step([render])
+        for shown in engine.previews([render]):
+            shown()
+    decoded(engine, [render])
+    pixels, alpha_method = engine.resolve(render)
+    image.encode(pixels, asked[0].options.output, alpha_method, Provenance("mini", 0, 4, "0", ""))
     return time.perf_counter() - started
 
 
@@ -110,7 +106,7 @@ def main() -> None:
 
 def overhead(engine: Engine) -> tuple[float, float, float]:
     """Seconds of one 256² request through the engine alone, through the server, and the median of the differences."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0", "--ledger", "none"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         found = re.match(r"serving on (\S+),", process.stdout.readline())

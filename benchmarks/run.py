@@ -12,9 +12,9 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from benchmarks import contestants, load, trace
-from benchmarks.contestants import Serving
 from benchmarks.load import OK, Outcome
 from benchmarks.plan import ALONE, BURST, DEADLINE_FACTOR, DEADLINES, OVERLOAD, POISSON, Plan
+from benchmarks.serving import Serving
 
 Row: TypeAlias = dict[str, Any]
 CAPACITY, LONE = "capacity", "lone"  # rows beside those of the plan's loads

@@ -9,14 +9,17 @@ import io
 import json
 import os
 import sys
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grpc
 from PIL import Image
 
 STOOD_IN = (
@@ -30,6 +33,7 @@ STOOD_IN = (
     "platformdirs",
     "pydantic",
     "structlog",
+    "uuid_utils",
 )
 FORCED = "BENCH_STAND_INS"  # set: the stand-ins come first, which is how they are tested
 
@@ -74,12 +78,16 @@ def _nothing(name: str) -> Nothing:
 
 
 class Log:
-    """structlog's logger: one JSON object a line on standard error."""
+    """structlog's logger: one JSON object a line on standard error, whatever `sys.stderr` has become."""
 
     def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda event, **facts: print(
-            json.dumps({"level": level, "event": event, **facts}, default=str), file=sys.stderr
-        )
+        return partial(self._write, level)
+
+    def _write(self, level: str, event: str, exc_info: object = None, **facts: object) -> None:
+        print(json.dumps({"level": level, "event": event, **facts}, default=str), file=sys.__stderr__)
+        error = exc_info if isinstance(exc_info, BaseException) else sys.exception() if level == "exception" else None
+        if error is not None:
+            traceback.print_exception(error, file=sys.__stderr__)
 
 
 class LRUCache(OrderedDict[Any, Any]):
@@ -127,7 +135,7 @@ class BaseModel:
             is_text = isinstance(value, str) and not isinstance(default, (str, type(None)))
             self.__dict__[name] = type(default)(json.loads(value)) if is_text else value
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self, **_: Any) -> dict[str, Any]:
         return dict(self.__dict__)
 
 
@@ -144,6 +152,7 @@ def png_encode(pixels: Any, **_: Any) -> bytes:
 
 KNOWN: dict[str, dict[str, Any]] = {
     "cachetools": {"LRUCache": LRUCache},
+    "google.rpc.code_pb2": {"Code": {code.name: code.value[0] for code in grpc.StatusCode}},
     "imagecodecs": {"png_encode": png_encode},
     "importlib_metadata": vars(importlib.metadata),
     "platformdirs": {"user_cache_path": lambda name: Path.home() / ".cache" / name},

@@ -73,14 +73,14 @@ def _arrival(edge: int, is_edit: bool, draw: random.Random) -> Arrival:
     seed = draw.getrandbits(32)
     if is_edit:
         prompt = f"make it {draw.choice(COLOURS)}, {draw.choice(COLOURS)} background"
-        return Arrival(0.0, edge, prompt, seed, _picture(edge, seed))
+        return Arrival(0.0, edge, prompt, seed, picture(edge, seed))
     if draw.random() < POPULAR_SHARE:
         draw = random.Random(f"popular {draw.randrange(POPULAR_PROMPTS)}")
     scale, colour, shape = draw.choice(SCALES), draw.choice(COLOURS), draw.choice(SHAPES)
     return Arrival(0.0, edge, f"a {scale} {colour} {shape} on a {draw.choice(COLOURS)} background", seed)
 
 
-def _picture(edge: int, seed: int) -> bytes:
+def picture(edge: int, seed: int) -> bytes:
     """A PNG of smooth random colours; another one for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()

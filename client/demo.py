@@ -75,7 +75,7 @@ def main() -> int:
 @contextmanager
 def serving() -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A server on free ports: its process, its address, its metrics' address. Raises: RuntimeError."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0", "--ledger", "none"]
     log = FOLDER / "server.log"
     with (
         log.open("w") as errors,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from kleinserve.config import Config, load, masked
+from kleinserve.core import Size
 from kleinserve.errors import BadConfig
 
 SECRET = "hunter2"
@@ -28,6 +29,23 @@ def test_origins_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KLEINSERVE_WEB_ORIGINS", "https://a.example, http://localhost:3000,http://[::1]:80,")
     assert load({}).web_origins == ("https://a.example", "http://localhost:3000", "http://[::1]:80")
     assert load({"web_origins": ""}).web_origins == ()
+
+
+def test_sizes() -> None:
+    """Sizes to be warmed are WIDTHxHEIGHT with commas between them, and are shown so."""
+    found = load({"warm_sizes": "1024x1024, 512x256"})
+    assert (
+        found.warm_sizes == (Size(1024, 1024), Size(512, 256)) == Config(warm_sizes=["1024x1024", "512x256"]).warm_sizes
+    )
+    assert found.shown()["warm_sizes"] == ["1024x1024", "512x256"]
+    assert load({}).warm_sizes == ()
+
+
+@pytest.mark.parametrize("given", ["1024", "1024x1000", "48x48", "8192x8192", "-64x64", ["64"], 5, "64x64x64"])
+def test_bad_sizes(given: Any) -> None:
+    """A size that no request may have, or that is none, is refused."""
+    with pytest.raises(BadConfig, match="warm_sizes"):
+        load({"warm_sizes": given})
 
 
 @pytest.mark.parametrize("given", ["*", "https://a.example/", "a.example", "null", "HTTPS://A", ["ftp://a"], 5])

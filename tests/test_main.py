@@ -53,6 +53,27 @@ def test_serve() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True None"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native None"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "None backend:native"),
+    ],
+)
+def test_device_memory_grows_in_pieces(given: dict[str, str], expected: str) -> None:
+    """Before torch is loaded its allocator is told to use segments that grow, unless the environment says otherwise."""
+    run = """
+import os, sys
+assert "torch" not in sys.modules
+def run(config, logs):
+    logs.announce(" ".join(str(os.environ.get(f"PYTORCH_{which}ALLOC_CONF")) for which in ("", "CUDA_")))
+    return 0
+"""
+    bare = {name: value for name, value in os.environ.items() if not name.endswith("ALLOC_CONF")}
+    assert start("serve", run=run, env=bare | given).stdout == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
     ("module", "number"),
     [
         ("kleinserve.errors", signal.SIGINT),

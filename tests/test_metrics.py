@@ -22,6 +22,7 @@ CONTRACT = """
 | `klein_cache_events_total` | counter | cache, outcome |
 | `klein_deadline_total` | counter | outcome |
 | `klein_accelerator_memory_bytes` | gauge | kind |
+| `klein_compile_state` | gauge | state |
 | `klein_build_info` | gauge | version, model, device, dtype |
 | `klein_ledger_commit_seconds` | histogram | |
 | `klein_ledger_up` | gauge | |

@@ -58,8 +58,8 @@ class Stock:
         size = Size(first.edge, first.edge)
 
         def on_step(pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            for i, latents in enumerate(tensors["latents"]):
-                on_preview(i, step + 1, _jpeg(self._preview.draw(latents.float(), size)))
+            for i, picture in enumerate(self._preview.draw(tensors["latents"].float(), size)):
+                on_preview(i, step + 1, _jpeg(picture))
             pipeline._interrupt = not is_wanted()  # as the library's guide to callbacks says
             return tensors
 

@@ -82,6 +82,7 @@ def _parser() -> "argparse.ArgumentParser":
     envoy.add_argument("--port", type=int, default=50050, help="Envoy's own (50050)")
     envoy.add_argument("--tls-certificate", metavar="FILE")
     envoy.add_argument("--tls-key", metavar="FILE")
+    envoy.add_argument("--web-origins", default="", metavar="ORIGIN,…", help="pages whose scripts may call it")
     envoy.set_defaults(command=_envoy)
     return parser
 
@@ -137,6 +138,8 @@ def _serve(arguments: "argparse.Namespace") -> int:
         ("GRPC_VERBOSITY", "NONE"),  # gRPC's C core writes to file 2 itself, which may block
     ):
         os.environ.setdefault(name, value)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name. Steps differ in size: whole blocks would not fit
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import structlog
 
     from kleinserve.errors import BadConfig, UnusableCheckpoint
@@ -198,7 +201,8 @@ def _migrate(arguments: "argparse.Namespace") -> int:
 def _envoy(arguments: "argparse.Namespace") -> int:
     from kleinserve.web import envoy
 
-    return envoy.main(arguments.replica, arguments.port, arguments.tls_certificate, arguments.tls_key)
+    origins = [origin for origin in arguments.web_origins.split(",") if origin]
+    return envoy.main(arguments.replica, arguments.port, arguments.tls_certificate, arguments.tls_key, origins)
 
 
 if __name__ == "__main__":

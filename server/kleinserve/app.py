@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import structlog
 from kleinserve import __version__
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
-from kleinserve.metrics import Metrics
+from kleinserve.metrics import COMPILE_STATES, Metrics
 
 if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's workers have started
     from kleinserve.backend.backend import Backend, State
@@ -22,11 +23,13 @@ if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's worke
     from kleinserve.identity.certificates import Certificates
     from kleinserve.identity.reload import Watched
     from kleinserve.logs import Logs
+    from kleinserve.usage.buckets import SqlBuckets
     from kleinserve.usage.keys import Keys
     from kleinserve.usage.ledger import Ledger
     from kleinserve.web.probes import Health
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
+TRACES_SECONDS = 3.0  # for the last traces to reach their collector
 
 log = structlog.get_logger()
 
@@ -47,13 +50,16 @@ def run(config: Config, logs: "Logs") -> int:
 
 
 async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
-    identity = _Identity(config, metrics)
-    ledger = _ledger(config, metrics)
+    identity, changed = _Identity(config, metrics), asyncio.Event()
+    ledger = _ledger(config, metrics, partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set))
     keys = await _keys(config, ledger)
     server = _Server(config, metrics, intake, identity, ledger, keys, _backend(config, metrics))
+    telling = asyncio.create_task(server.tell_health(changed))
     await server.start(logs.announce)
     await server.stopping.wait()
-    return await server.stop()
+    code = await server.stop()
+    telling.cancel()
+    return code
 
 
 class _Server:
@@ -74,14 +80,18 @@ class _Server:
         from kleinserve.desk.kept import Shelf
         from kleinserve.desk.keys import KeyRing
         from kleinserve.desk.lifecycle import Lifecycle
+        from kleinserve.desk.quota import SharedQuota
         from kleinserve.identity.limits import Quota
         from kleinserve.rpc.call import Calls
+        from kleinserve.rpc.forward import Forward
         from kleinserve.rpc.server import GrpcServer
         from kleinserve.rpc.servicer import Images, Usages, methods
+        from kleinserve.tracing import configured
         from kleinserve.usage import price
         from kleinserve.web.probes import Debug, Probes
 
         self._config, self._intake, self._identity, self._ledger = config, intake, identity, ledger
+        self._keys = keys
         self._backend, self.lifecycle, self.stopping = backend, Lifecycle(), asyncio.Event()
         facts = backend.facts
         metrics.built(__version__, facts.name, facts.device, facts.dtype)
@@ -91,10 +101,12 @@ class _Server:
         ring = KeyRing(keys, shelf, facts, metrics)
         metrics.kept_bytes.set_function(lambda: shelf.bytes)
         metrics.kept_results.set_function(lambda: len(shelf))
-        quota = Quota(time.monotonic_ns)
+        quota = SharedQuota(Quota(time.monotonic_ns), _buckets(ledger))
         self._desk = Desk(backend, intake, self._books, ring, quota, self.lifecycle, config, metrics)
-        table = methods(Images(self._desk, facts, config), Usages(ledger))
-        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics)
+        forward = Forward(identity.authenticator, identity.replica_credentials, 2 * config.owner_seconds)
+        table = methods(Images(self._desk, forward, facts, config), Usages(ledger))
+        self._tracing = configured(os.environ)
+        self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
         debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
@@ -112,19 +124,35 @@ class _Server:
             return Health("ledger down", True, False)
         return Health(state.value, state is not State.DEAD, state is State.READY)
 
+    async def tell_health(self, changed: asyncio.Event) -> None:
+        """Tell health checks whenever the ledger has gone or come back, so that a balancer sends requests elsewhere."""
+        while True:
+            await changed.wait()
+            changed.clear()
+            await self._grpc.say(is_serving=self._health().is_ready)
+
     async def start(self, announce: Callable[[str], None]) -> None:
         """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
         config = self._config
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
+        self._keys.reached_at(self._reached_at(port))
         self.lifecycle.watch(self._on_state)
         self._identity.start()
         web = await self._start_web()
         await self._backend.start(self.lifecycle.become)
-        await self._grpc.say(is_serving=True)
+        await self._grpc.say(is_serving=self._health().is_ready)
         self._on_signals()
         announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
         if web is not None:
             announce(f"web on {config.address(web)}")
+
+    def _reached_at(self, port: int) -> str:
+        """Where other servers reach this one: "" where nobody said, and `host` is every address."""
+        config = self._config
+        is_every = config.host in ("0.0.0.0", "::")
+        if not config.advertise and is_every and _is_shared(self._ledger):
+            log.warning("other servers cannot pass requests on to this one: set advertise to HOST:PORT")
+        return config.advertise or ("" if is_every else config.address(port))
 
     async def _start_web(self) -> int | None:
         if self._config.web_port is None:
@@ -179,6 +207,8 @@ class _Server:
         await self._books.close()
         await self._intake.close()
         self._identity.stop()
+        if self._tracing is not None:
+            self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
         return 1 if is_dead else 0
 
@@ -204,6 +234,7 @@ class _Identity:
             self.certificates = watch_certificates(files)
             watched.append(self.certificates)
         self._knows_callers = config.callers is not None
+        self._replicas_ca = config.replicas_ca
         self._reloads = Reloads(watched, lambda what, outcome: metrics.reloads.labels(what, outcome).inc())
         self._task: asyncio.Task[None] | None = None
 
@@ -231,6 +262,15 @@ class _Identity:
 
         return None if self.certificates is None else tls_credentials(self.certificates)
 
+    def replica_credentials(self) -> Any:
+        """For connections to other servers, by the newest certificates; None: plain text."""
+        from kleinserve.rpc.forward import channel_credentials
+
+        if self.certificates is None:
+            return None
+        ca = None if self._replicas_ca is None else self._replicas_ca.read_bytes()
+        return channel_credentials(self.certificates.value, ca)
+
     def web_context(self) -> Any:
         """For the web port; None: plain text."""
         from kleinserve.identity.certificates import serving_context
@@ -239,18 +279,24 @@ class _Identity:
         return None if certificates is None else serving_context(lambda: certificates.value)
 
 
-def _ledger(config: Config, metrics: Metrics) -> "Ledger":
-    """Raises: BadLedger."""
+def _ledger(config: Config, metrics: Metrics, changed: Callable[[], object]) -> "Ledger":
+    """`changed` is called from any thread when the ledger has gone or come back. Raises: BadLedger."""
     from kleinserve.usage.ledger import NoLedger
 
     if config.ledger == "none":
+        metrics.ledger_up.set(1)  # nothing is refused for want of one
         return NoLedger()
     from kleinserve.usage.sql import SqlLedger
+
+    def on_up(is_up: bool) -> None:
+        metrics.ledger_up.set(is_up)
+        with suppress(RuntimeError):  # the loop has been closed
+            changed()
 
     return SqlLedger(
         config.ledger,
         on_commit=metrics.ledger_commit_seconds.observe,
-        on_up=metrics.ledger_up.set,
+        on_up=on_up,
         on_dropped=metrics.ledger_dropped.inc,
     )
 
@@ -261,13 +307,29 @@ async def _keys(config: Config, ledger: "Ledger") -> "Keys":
     from kleinserve.usage.ledger import NoLedger
 
     bounds: dict[str, Any] = {"key_seconds": config.key_seconds, "keys_max": config.keys_max}
+    owner: dict[str, Any] = {"owner": config.owner, "owner_seconds": config.owner_seconds}
     if isinstance(ledger, NoLedger):
         return MemoryKeys(**bounds)
     from kleinserve.usage.sql import SqlLedger
     from kleinserve.usage.sql_keys import SqlKeys
 
     assert isinstance(ledger, SqlLedger)
-    return await SqlKeys.open(ledger, **bounds)
+    return await SqlKeys.open(ledger, **bounds, **owner)
+
+
+def _is_shared(ledger: "Ledger") -> bool:
+    """Whether other servers keep theirs in the same database."""
+    from kleinserve.usage.sql import SqlLedger
+
+    return isinstance(ledger, SqlLedger) and ledger.is_shared
+
+
+def _buckets(ledger: "Ledger") -> "SqlBuckets | None":
+    """The callers' buckets of megapixels, where other servers share them."""
+    from kleinserve.usage.buckets import SqlBuckets
+    from kleinserve.usage.sql import SqlLedger
+
+    return SqlBuckets(ledger) if isinstance(ledger, SqlLedger) and ledger.is_shared else None
 
 
 def _backend(config: Config, metrics: Metrics) -> "Backend":
@@ -280,8 +342,15 @@ def _backend(config: Config, metrics: Metrics) -> "Backend":
     log.info("loaded", **config.shown(), memory_chosen=engine.plan.reason)
     for kind in ("used", "peak", "total"):
         metrics.accelerator_memory_bytes.labels(kind).set_function(partial(_bytes, engine, kind))
+    for state in COMPILE_STATES:
+        metrics.compile_state.labels(state).set_function(partial(_is_compiled, engine, state))
     return Local(engine, config, metrics)
 
 
 def _bytes(engine: Any, kind: str) -> float:
     return float(engine.memory_bytes()[kind])
+
+
+def _is_compiled(engine: Any, state: str) -> float:
+    """1.0 where its blocks run so; known once it is warm."""
+    return float(engine.compile_state.startswith(state))

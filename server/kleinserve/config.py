@@ -10,9 +10,19 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from kleinserve import process
+from kleinserve.core import EDGE_MULTIPLE, Size, limits
 from kleinserve.errors import BadConfig as BadConfig
 from kleinserve.errors import quoted
 
@@ -47,6 +57,39 @@ def _origins(given: object) -> object:
     return origins
 
 
+def _address(given: str) -> str:
+    """HOST:PORT, or nothing."""
+    host, _, port = given.rpartition(":")
+    if given and not (port.isdigit() and 0 < int(port) < 65536 and _host(host)):
+        raise ValueError("is not HOST:PORT")
+    return given
+
+
+def _sizes(given: object) -> object:
+    """A list of sizes as 1024x1024, or a string with commas between them."""
+    words = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+    return [_size(word) for word in words] if isinstance(words, list | tuple) else words
+
+
+def _size(given: object) -> object:
+    if not (isinstance(given, str) and re.fullmatch(r"\d{1,5}x\d{1,5}", given)):
+        return given
+    size = Size(*map(int, given.split("x")))
+    for edge in (size.width, size.height):
+        if edge % EDGE_MULTIPLE or not limits.EDGE_MIN <= edge <= limits.EDGE_MAX:
+            raise ValueError(
+                f"{given}: edges are multiples of {EDGE_MULTIPLE} from {limits.EDGE_MIN} to {limits.EDGE_MAX}"
+            )
+    if size.pixels > limits.PIXELS_MAX:
+        raise ValueError(f"{given}: more than {limits.PIXELS_MAX} pixels")
+    return size
+
+
+Sizes = Annotated[
+    tuple[Size, ...], BeforeValidator(_sizes), PlainSerializer(lambda sizes: [str(size) for size in sizes])
+]
+
+
 class Config(BaseModel):
     """The server's settings; field names are the keys of the TOML file."""
 
@@ -66,6 +109,7 @@ class Config(BaseModel):
     memory: Literal["auto", "resident", "offload"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA. On a CPU it starts half a minute later
     quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
+    warm_sizes: Sizes = ()  # drawn by both threads before it is ready: 1024x1024,512x512; none: on CUDA the model's own
     threads: CountOrNone = 0  # torch's threads; 0: all cores that the process may use but one, at least 1
     codec_threads: Count = 2  # image decoding and encoding
     malloc_arenas: CountOrNone = 2  # of glibc, whose default of 8 a core keeps freed memory apart; 0: that default
@@ -80,6 +124,10 @@ class Config(BaseModel):
     ledger: Annotated[str, Field(repr=False)] = (
         "sqlite"  # sqlite (usage.db in the user's data) | a SQLAlchemy URL | none
     )
+    owner: str = ""  # this server's name among those on one PostgreSQL, its own after a restart too; empty: a new one
+    owner_seconds: Seconds = 15.0  # one of them that says nothing for so long is gone, and its keys are the others'
+    advertise: Annotated[str, AfterValidator(_address)] = ""  # HOST:PORT where they reach it; empty: the one served
+    replicas_ca: Path | None = None  # PEM: with TLS, of their certificates; absent: the system's
     key_seconds: Seconds = 86_400.0  # an idempotency key is known this long
     keys_max: Count = 1_000_000  # the oldest go first; about 300 bytes each
     kept_bytes_max: CountOrNone = 512 * MIB  # of finished images that their keys fetch again; an eighth a caller
@@ -214,7 +262,7 @@ def _problem(error: ValidationError) -> str:
 
 def _read(config: Config) -> None:
     """Try each file that a setting names. Raises: BadConfig."""
-    for name in ("callers", "tls_certificate", "tls_key", "tls_client_ca"):
+    for name in ("callers", "tls_certificate", "tls_key", "tls_client_ca", "replicas_ca"):
         path: Path | None = getattr(config, name)
         try:
             if path is not None:

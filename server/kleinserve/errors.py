@@ -6,7 +6,6 @@ a status on the wire.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 VALUE_CHARACTERS_MAX = 64  # a refused value is quoted, but never by the megabyte
 
@@ -31,8 +30,8 @@ class KleinError(Exception):
     `metadata`: what ErrorInfo says besides the request id.
     """
 
-    status: ClassVar[str] = "INTERNAL"
-    reason: ClassVar[str] = "INTERNAL"
+    status: str = "INTERNAL"
+    reason: str = "INTERNAL"
 
     def __init__(
         self,
@@ -157,6 +156,14 @@ class LedgerUnavailable(KleinError):
 
     def __init__(self, message: str = "usage cannot be recorded now", retry_seconds: float = 2.0):
         super().__init__(message, retry_seconds=retry_seconds)
+
+
+class KeyElsewhere(LedgerUnavailable):
+    """The key is another server's, which others reach at `address`; "": it did not say where."""
+
+    def __init__(self, address: str):
+        super().__init__("the key is another server's now", retry_seconds=1.0)
+        self.address = address
 
 
 class IdempotencyKeyReused(KleinError):

@@ -15,6 +15,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 REQUESTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 TOKENS = (64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # 4096: one image of 1024²
+COMPILE_STATES = ("compiled", "eager", "failed")
 
 GO_CODES = {"OK": "OK", "CANCELLED": "Canceled"}  # the others are their name in camel case
 
@@ -55,6 +56,11 @@ class Metrics:
         self.step_tokens_max = self._gauge("klein_step_tokens_max", "Tokens that one step takes at most.")
         self.accelerator_memory_bytes = self._gauge(
             "klein_accelerator_memory_bytes", "The accelerator's memory.", "kind"
+        )
+        self.compile_state = self._gauge(
+            "klein_compile_state",
+            "1 for what the model runs as: compiled, eager as chosen, or since that failed.",
+            "state",
         )
         self.build_info = self._gauge(
             "klein_build_info", "Always 1; the labels say what runs.", "version", "model", "device", "dtype"
@@ -155,6 +161,8 @@ class Metrics:
         for cache in ("prompt", "reference"):
             for hit in (True, False):
                 self.cache_events.labels(cache, _outcome(hit))
+        for state in COMPILE_STATES:
+            self.compile_state.labels(state)
         for outcome in ("decoded", "refused", "over_budget", "crashed"):
             self.intake_seconds.labels(outcome)
         for what in ("callers", "certificates"):

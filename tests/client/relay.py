@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -11,11 +12,14 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class Relay:
-    """Listens on a port of its own (`target`) and passes bytes both ways, until `cut` resets every connection."""
+    """Listens on a port of its own (`target`) and passes bytes both ways, until `cut` resets every connection.
 
-    def __init__(self, server: str):
+    `bytes_per_second`: what the server's end is read at, at most; 0: at once.
+    """
+
+    def __init__(self, server: str, bytes_per_second: int = 0):
         host, port = server.split(":")
-        self._server = host, int(port)
+        self._server, self._pace = (host, int(port)), bytes_per_second
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._frozen: set[socket.socket] = set()
@@ -54,14 +58,16 @@ class Relay:
                 return
             server = socket.create_connection(self._server)
             self._pairs.append((client, server))
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+            for source, sink, pace in ((client, server, 0), (server, client, self._pace)):
+                threading.Thread(target=self._pass, args=(source, sink, pace), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass(self, source: socket.socket, sink: socket.socket, pace: int) -> None:
         try:
-            while data := source.recv(65536):
+            while data := source.recv(1024 if pace else 65536):
                 if sink not in self._frozen:
                     sink.sendall(data)
+                if pace:
+                    time.sleep(len(data) / pace)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             return

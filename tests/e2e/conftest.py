@@ -8,7 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,15 +53,23 @@ class Serving:
 
 
 @contextmanager
-def launched(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """A server's process with these arguments and variables, on free ports unless they say others; killed."""
+def launched(
+    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
+) -> Iterator["subprocess.Popen[str]"]:
+    """A server's process with these arguments and variables, on free ports unless they say others; killed.
+
+    Its log goes into the file `log`, a path or an open file's number, or where the test's goes.
+    """
     command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
     where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
-        try:
-            yield process
-        finally:
-            process.kill()  # a test that fails leaves nothing running
+    with ExitStack() as stack:
+        errors = stack.enter_context(log.open("w")) if isinstance(log, Path) else log
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **where)
+        with process:
+            try:
+                yield process
+            finally:
+                process.kill()  # a test that fails leaves nothing running
 
 
 def announced(process: "subprocess.Popen[str]") -> Serving:
@@ -73,9 +81,11 @@ def announced(process: "subprocess.Popen[str]") -> Serving:
 
 
 @contextmanager
-def served(*arguments: str, module: str = "kleinserve", **environment: str) -> Iterator[Serving]:
+def served(
+    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
+) -> Iterator[Serving]:
     """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
-    with launched(*arguments, module=module, **environment) as process:
+    with launched(*arguments, module=module, log=log, **environment) as process:
         yield announced(process)
         if process.poll() is None:
             process.terminate()

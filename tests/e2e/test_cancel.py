@@ -1,5 +1,9 @@
 """Callers that go away: in the queue, in a step, while the image is delivered."""
 
+import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import grpc
@@ -7,9 +11,17 @@ import pytest
 from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import NARROW, NONE, final, generate, opened, until
-from tests.e2e.conftest import ENDLESS, Serving
+from tests.e2e.conftest import ENDLESS, Serving, served
 
 CANCELLED = 'klein_requests_total{code="CANCELLED",operation="generate",reason="CANCELLED"}'
+CALLER = """
+import sys, grpc
+from klein.v1 import image_pb2, image_pb2_grpc
+channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.enable_http_proxy", 0)])
+request = image_pb2.GenerateRequest.FromString(bytes.fromhex(sys.argv[2]))
+for event in image_pb2_grpc.ImageServiceStub(channel).Generate(request):
+    print(event.WhichOneof("event"), flush=True)
+"""
 
 
 @pytest.fixture
@@ -60,6 +72,26 @@ async def test_vanished(single: Serving) -> None:
     await single.counts("klein_running_requests", 0)
 
 
+async def test_stopped() -> None:
+    """A caller that hangs, its connection open, is noticed by pings that it does not answer, long before a stall."""
+    settings = {"KEEPALIVE_SECONDS": "1", "KEEPALIVE_TIMEOUT_SECONDS": "1", "MAX_STEPS": str(ENDLESS)}
+    request = generate(0, (256, 256), ENDLESS).SerializeToString().hex()
+    with served(**{f"KLEINSERVE_{name}": value for name, value in settings.items()}) as server:
+        command = (sys.executable, "-c", CALLER, server.target, request)
+        caller = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        try:
+            assert caller.stdout is not None
+            while await caller.stdout.readline() != b"progress\n":
+                pass
+            assert server.counted("klein_running_requests") == 1
+            caller.send_signal(signal.SIGSTOP)
+            await server.counts("klein_running_requests", 0)
+        finally:
+            caller.kill()
+            await caller.wait()
+        assert server.counted(where("step")) == 1
+
+
 async def test_in_delivery(faulty: Serving) -> None:
     """Who leaves while the image is delivered counts as cancelled, and is billed: it was written down before."""
     before, paid = faulty.counted(where("delivery")), faulty.counted("klein_cost_microusd_total")
@@ -78,11 +110,11 @@ async def test_in_delivery(faulty: Serving) -> None:
 
 async def test_after_completed(single: Serving, stub: image_pb2_grpc.ImageServiceStub) -> None:
     """Who goes away with the whole answer was served: nobody is counted as cancelled who has paid."""
-    served = 'klein_requests_total{code="OK",operation="generate",reason=""}'
-    before, cancelled = single.counted(served), single.counted(CANCELLED)
+    delivered = 'klein_requests_total{code="OK",operation="generate",reason=""}'
+    before, cancelled = single.counted(delivered), single.counted(CANCELLED)
     for seed in range(30):
         call = stub.Generate(generate(seed, steps=1, preview=NONE))
         await until(call, "completed")
         call.cancel()
-    await single.counts(served, before + 30)
+    await single.counts(delivered, before + 30)
     assert single.counted(CANCELLED) == cancelled

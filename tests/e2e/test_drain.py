@@ -1,16 +1,19 @@
 """Ends of a server under load: the notice, the grace period, a second signal. What finishes is in test_stream.py."""
 
 import asyncio
+import json
 import signal
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from klein.v1 import image_pb2_grpc
+from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import NARROW, final, generate, opened, refused, until
 from tests.e2e.conftest import ENDLESS, served
 
+STEPS_UNREAD = 20  # the previews of so many are more than a narrow window and all buffers hold
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -40,6 +43,23 @@ async def test_notice_and_grace() -> None:
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
             assert set(details) == {"ErrorInfo", "RetryInfo"}
             assert await asyncio.to_thread(server.process.wait, 30) == 0  # whoever does not read
+
+
+async def test_stuck_reader(tmp_path: Path) -> None:
+    """Who takes nothing while the server drains does not hold it up, and the server's word for it is DRAINING."""
+    log, grace = tmp_path / "log", {"KLEINSERVE_DRAIN_GRACE_SECONDS": "0.3"}
+    with served(log=log, KLEINSERVE_MAX_STEPS=str(ENDLESS), **grace) as server:
+        async with opened(server.target, *NARROW) as narrow:
+            request = generate(0, (256, 256), ENDLESS, preview=image_pb2.PreviewOptions(format="PREVIEW_FORMAT_LATENT"))
+            call = image_pb2_grpc.ImageServiceStub(narrow).Generate(request)
+            await until(call, "started")
+            async with asyncio.timeout(60):  # previews of 64 KiB: after a few no more fit on the way to it
+                while server.counted('klein_stage_seconds_count{stage="step"}') < STEPS_UNREAD:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            server.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(server.process.wait, 30) == 0
+    ends = [json.loads(line) for line in log.read_text().splitlines() if "request finished" in line]
+    assert [(end["code"], end["reason"]) for end in ends] == [("UNAVAILABLE", "DRAINING")]
 
 
 async def test_second_signal() -> None:

@@ -12,6 +12,10 @@ from klein.v1 import image_pb2, image_pb2_grpc
 from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import ENDLESS, Serving
 
+IMAGES, USAGE = "/klein.v1.ImageService/", "/klein.v1.UsageService/"
+METHODS = [IMAGES + name for name in ("Generate", "Edit", "Attach", "Cancel", "GetCapabilities")]
+METHODS += [USAGE + name for name in ("GetUsage", "ListUsageRecords")]
+HANDLED = 'grpc_server_handled_total{grpc_code="InvalidArgument"'
 STATUS_BYTES_MAX = 4096
 MIB = 1024 * 1024
 EMPTY_CHUNK = struct.pack(">I4sI", 0, b"prVt", zlib.crc32(b"prVt"))  # of a PNG
@@ -38,6 +42,19 @@ async def test_every_violation_in_one_answer(channel: grpc.aio.Channel) -> None:
     wanted = {"prompt", "references", *(f"options.{name}" for name in f"{own} {nested}".split())}
     assert {violation.field for violation in bad.field_violations} == wanted
     assert len(dict(await call.trailing_metadata())["grpc-status-details-bin"]) < STATUS_BYTES_MAX
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_message_that_cannot_be_parsed(serving: Serving, channel: grpc.aio.Channel, method: str) -> None:
+    """Bytes that are no message are refused like every bad request: details, request id, log line and count."""
+    before = serving.counted(HANDLED)
+    call = channel.unary_stream(method)(b"\x0a\x02\xff\xfe")
+    code, reason, details = await refused(call)
+    bad = details["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert [violation.field for violation in bad.field_violations] == ["request"]
+    assert serving.counted(HANDLED) == before + 1
 
 
 async def test_thousands_of_violations(channel: grpc.aio.Channel) -> None:

@@ -7,6 +7,7 @@ import time
 import grpc
 from klein.v1 import image_pb2, image_pb2_grpc
 
+from tests.client.relay import Relay
 from tests.e2e.calls import NARROW, NONE, final, generate, opened, refused, until
 from tests.e2e.conftest import Serving
 
@@ -88,3 +89,21 @@ async def test_stalled_at_the_image(faulty: Serving) -> None:
     async with opened(faulty.target) as channel:
         await final(channel, generate())
     assert faulty.counted("klein_cost_microusd_total") == paid + 28_000
+
+
+async def test_a_slow_line_is_no_stall(faulty: Serving) -> None:
+    """A line of 60 KiB/s takes a whole image, over several times the stall limit, and nobody calls it stalled."""
+    before, output = faulty.counted(STALLED), image_pb2.OutputOptions(format="IMAGE_FORMAT_RAW_RGBA")
+    with Relay(faulty.target, bytes_per_second=60 * 1024) as relay:
+        async with opened(relay.target, *NARROW) as narrow:
+            call = image_pb2_grpc.ImageServiceStub(narrow).Generate(
+                generate(0, (208, 224), 1, output=output, preview=NONE)
+            )
+            await until(call, "image_header")
+            started, events = time.monotonic(), []
+            while (event := await call.read()) is not grpc.aio.EOF:
+                events.append(event)
+            assert await call.code() is grpc.StatusCode.OK
+    assert sum(len(event.image_chunk.data) for event in events) == 208 * 224 * 4
+    assert time.monotonic() - started > 2  # seconds; the limit is 1
+    assert faulty.counted(STALLED) == before

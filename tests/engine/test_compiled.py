@@ -1,10 +1,10 @@
 """What is compiled, and what is refused, apart from whole pictures: those are in test_parity.py."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from diffusers import AutoencoderKLFlux2
 from kleinserve.core import Operation, Size
 from kleinserve.engine import compiled, memory
 from kleinserve.engine.checkpoint import MINI
-from kleinserve.errors import UnusableCheckpoint
+from kleinserve.engine.render import Render
+from kleinserve.errors import AcceleratorOutOfMemory, UnusableCheckpoint
 from structlog.testing import capture_logs
 from torch import nn
 from torch._inductor.utils import fresh_cache
@@ -72,6 +73,33 @@ def test_nothing_is_compiled_when_the_other_thread_begins_to_compute() -> None:
         done.set()
         other.join()
     assert max(np.abs(one.astype(int) - two).max() for one, two in zip(alone, beside, strict=True)) <= 1
+
+
+def test_sizes_are_warmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calling thread draws and decodes an edit of each of `warm_sizes`; one that finds no memory stops nothing."""
+    seen: list[tuple[str, Size, int]] = []
+    engine = loaded(warm_sizes="64x96,128x64,80x80")
+    step, decode = engine.step, engine.decode
+
+    def stepped(renders: Sequence[Render]) -> None:
+        step(renders)
+        seen.append(("step", renders[0].request.size, get_ident()))
+
+    def decoded(renders: Sequence[Render]) -> Iterator[None]:
+        if renders[0].request.size == Size(128, 64):
+            raise AcceleratorOutOfMemory("no room")
+        yield from decode(renders)
+        seen.append(("decode", renders[0].request.size, get_ident()))
+
+    monkeypatch.setattr(engine, "step", stepped)
+    monkeypatch.setattr(engine, "decode", decoded)
+    other = Thread(target=engine.warm)
+    other.start()
+    other.join()
+    engine.warm()
+    once = [("step", Size(64, 96)), ("decode", Size(64, 96)), ("step", Size(128, 64))]
+    once += [("step", Size(80, 80)), ("decode", Size(80, 80))]
+    assert seen == [(*what, thread) for thread in (other.ident, get_ident()) for what in once]
 
 
 @pytest.mark.parametrize(

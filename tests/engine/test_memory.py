@@ -249,3 +249,19 @@ def test_a_failure_has_one_name_and_leaves_no_trace(
     assert vars(render) == before
     assert not row or all(now is row[name] for name, now in vars(render.row).items())
     STAGES[stage](engine, render)
+
+
+def test_what_offload_costs_is_stated() -> None:
+    """The operations page's table of offload's costs is klein 4B's bytes over each link's speed."""
+    page = (Path(__file__).parents[2] / "docs/OPERATIONS.md").read_text()
+    networks = checkpoint.skeleton(KLEIN)
+    sizes = {name: 2 * sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+
+    def row(each: str, called: str, size: int) -> str:
+        milliseconds = [1e3 * size / speed for speed in (25e9, 50e9)]
+        return f"| {each} | {called}, {size / 1e9:.2f} GB | {' | '.join(f'{ms:.{0 if ms > 10 else 1}f} ms' for ms in milliseconds)} |"
+
+    assert row("uncached prompt", "text encoder", sizes["text_encoder"]) in page
+    for each in ("uncached reference", "decode"):
+        assert row(each, "VAE", sizes["vae"]) in page
+    assert f"{(sizes['text_encoder'] + sizes['vae']) / 1e9:.1f} GB pinned" in page

@@ -57,13 +57,18 @@ class Event:
         self._stream.synchronize()
 
 
-def install(directory: Path, free_bytes: int = 80 << 30) -> FakeTensorMode:
-    """Build the guard that a CPU build lacks, and have torch say that there is one device."""
+def guard(directory: Path) -> Path:
+    """The library that a CPU build of torch lacks, built in the directory."""
     library, source = directory / "guard.so", Path(__file__).with_name("guard.cpp")
     place = Path(torch.__path__[0])
     flags = ["-std=c++20", "-shared", "-fPIC", f"-I{place}/include", f"-L{place}/lib", "-lc10"]
     subprocess.run(["g++", str(source), "-o", str(library), *flags], check=True)
-    ctypes.CDLL(str(library))
+    return library
+
+
+def install(directory: Path, free_bytes: int = 80 << 30) -> FakeTensorMode:
+    """Load the guard, and have torch say that there is one device."""
+    ctypes.CDLL(str(guard(directory)))
     cuda: Any = torch.cuda
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 1

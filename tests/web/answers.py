@@ -42,10 +42,12 @@ def framed(message: Message | bytes, flags: int = 0) -> bytes:
     return struct.pack(">BI", flags, len(data)) + data
 
 
-async def over_grpc(target: str, path: str, message: Message, **metadata: str) -> Answer:
+async def over_grpc(
+    target: str, path: str, message: Message, timeout_seconds: float | None = None, **metadata: str
+) -> Answer:
     async with grpc.aio.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         given = [(key.replace("_", "-"), value) for key, value in metadata.items()]
-        call = channel.unary_stream(path)(message.SerializeToString(), metadata=given)
+        call = channel.unary_stream(path)(message.SerializeToString(), metadata=given, timeout=timeout_seconds)
         answer = Answer()
         try:
             async for data in call:

@@ -1,5 +1,6 @@
 """Real servers with a web port, each in a process of its own."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Serving, launched
+
+TOKEN = "of-the-caller-web"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,17 @@ def web_served(folder: Path, *arguments: str, module: str = "kleinserve", **envi
 
 @pytest.fixture(scope="session")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A server where everyone is anonymous."""
-    with web_served(tmp_path_factory.mktemp("web")) as server:
+    """A server where everyone is anonymous, and where small requests share steps however fast the machine is."""
+    with web_served(tmp_path_factory.mktemp("web"), KLEINSERVE_STEP_TOKENS_MAX="8192") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    """A server whose one caller, with the token TOKEN, may have 2 megapixels a minute."""
+    folder = tmp_path_factory.mktemp("limited")
+    callers = folder / "callers.toml"
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    callers.write_text(f'[callers.web]\ntoken_sha256 = ["{digest}"]\nmegapixels_per_minute = 2\n')
+    with web_served(folder, "--callers", str(callers)) as server:
         yield server

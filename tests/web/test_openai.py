@@ -4,14 +4,13 @@ import base64
 import hashlib
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
 from PIL import Image
 
-from tests.web.conftest import Web, web_served
+from tests.web.conftest import TOKEN, Web
 
 PROMPT = "a red circle on a blue background"
 
@@ -221,20 +220,9 @@ def test_a_key_replays(web: Web) -> None:
     assert caught.value.code == "IDEMPOTENCY_KEY_REUSED"
 
 
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A server whose one caller, with the token `token`, may have 2 megapixels a minute."""
-    folder: Path = tmp_path_factory.mktemp("limited")
-    callers = folder / "callers.toml"
-    digest = hashlib.sha256(b"token").hexdigest()
-    callers.write_text(f'[callers.web]\ntoken_sha256 = ["{digest}"]\nmegapixels_per_minute = 2\n')
-    with web_served(folder, "--callers", str(callers)) as server:
-        yield server
-
-
 def test_the_token_is_the_key(limited: Web) -> None:
     """The package's api_key is the caller's token; another is 401 in OpenAI's form, for the models too."""
-    assert [model.id for model in client(limited, "token").models.list()] == ["mini"]
+    assert [model.id for model in client(limited, TOKEN).models.list()] == ["mini"]
     for ask in (
         lambda: client(limited, "other").models.list(),
         lambda: client(limited, "other").images.generate(prompt=PROMPT),
@@ -247,7 +235,7 @@ def test_the_token_is_the_key(limited: Web) -> None:
 def test_a_rate_limit(limited: Web) -> None:
     """Three megapixels of two a minute are 429 as a whole: nothing is billed, and the package is told when to retry."""
     with pytest.raises(openai.RateLimitError) as caught:
-        client(limited, "token").images.generate(prompt=PROMPT, size="64x64", n=3, extra_body={"steps": 50})
+        client(limited, TOKEN).images.generate(prompt=PROMPT, size="64x64", n=3, extra_body={"steps": 50})
     error = caught.value
     assert (error.code, error.type) == ("QUOTA_EXCEEDED", "rate_limit_error")
     assert error.response.headers["x-should-retry"] == "true"

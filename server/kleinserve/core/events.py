@@ -88,13 +88,31 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A stage that ran for a request, from and to these seconds after it came to the backend.
+
+    `stage`: as in klein_stage_seconds. `requests`: how many shared it.
+    """
+
+    stage: str
+    start_seconds: float
+    end_seconds: float
+    requests: int = 1
+
+
+@dataclass(frozen=True)
 class Spent:
-    """What a request took of a backend. `accelerator_microseconds`: its share, by work, of all that ran for it."""
+    """What a request took of a backend. `accelerator_microseconds`: its share, by work, of all that ran for it.
+
+    `seconds`: from its coming to the backend's last word. `spans`: what ran meanwhile, in order, one at a time.
+    """
 
     timings: Timings = Timings()
     steps_run: int = 0
     accelerator_microseconds: int = 0
     max_step_requests: int = 0
+    seconds: float = 0.0
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)

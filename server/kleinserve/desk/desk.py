@@ -2,48 +2,34 @@
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from kleinserve.backend.backend import Backend
 from kleinserve.config import Config
 from kleinserve.core import (
-    Accepted,
-    Admitted,
     Caller,
     Draft,
     Failed,
     Finished,
     OnDisconnect,
     Priority,
-    Reference,
-    Request,
 )
 from kleinserve.desk.books import Books, new_record_id
 from kleinserve.desk.job import READERS_MAX, Job, Stage
 from kleinserve.desk.keys import Held, KeyRing, gone
 from kleinserve.desk.lifecycle import Lifecycle
-from kleinserve.desk.places import Place, Places
+from kleinserve.desk.places import Place
+from kleinserve.desk.quota import SharedQuota
 from kleinserve.desk.reader import Reader, Terms
+from kleinserve.desk.reception import Asked, Intake, Received, Reception, accept
 from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, QueueFull
-from kleinserve.identity.limits import Grant, Quota
+from kleinserve.identity.limits import Grant
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One call for an image. `turn`: whose turn it is when references are decoded; `held_bytes`: of its message."""
-
-    request_id: str
-    caller: Caller
-    turn: str
-    deadline: float | None  # on the event loop's clock
-    held_bytes: int
-    arrived_microseconds: int
 
 
 @dataclass(frozen=True)
@@ -55,12 +41,6 @@ class Stream:
     grant: Grant | None = None  # a further reader's own
 
 
-class Intake(Protocol):
-    """Decodes references apart. Raises: the first bad one's RefusedReference."""
-
-    async def decode(self, turn: str, references: tuple[bytes, ...], *, keep_alpha: bool) -> tuple[Reference, ...]: ...
-
-
 class Desk:
     """Every method is called on the event loop."""
 
@@ -70,17 +50,15 @@ class Desk:
         intake: Intake,
         books: Books,
         ring: KeyRing,
-        quota: Quota,
+        quota: SharedQuota,
         lifecycle: Lifecycle,
         config: Config,
         metrics: Metrics,
     ):
-        self._backend, self._intake, self._books, self._metrics = backend, intake, books, metrics
+        self._backend, self._books, self._metrics = backend, books, metrics
         self._ring, self._quota, self._lifecycle = ring, quota, lifecycle
         self._loop = asyncio.get_running_loop()
-        self._places = Places(
-            config.queue_requests_max, config.queue_bytes_max, lambda: self._backend.load().busy_seconds
-        )
+        self._reception = Reception(backend, intake, quota, config)
         self._jobs: dict[str, Job] = {}
         self._place: dict[Job, Place] = {}
         self._expiry: dict[Job, asyncio.TimerHandle] = {}
@@ -114,19 +92,9 @@ class Desk:
             raise
 
     async def _new(self, draft: Draft, asked: Asked, held: Held | None) -> Stream:
-        place = self._places.take(asked.held_bytes)
-        try:
-            is_redraw = held is not None and held.is_redraw
-            grant = self._quota.admit(asked.caller, 0 if is_redraw else self._megapixels(draft))
-            try:
-                request = await self._read(draft, asked, place)
-                return await self._submit(self._job(request, asked, grant, held), place, _terms(draft, asked), held)
-            except BaseException:
-                grant.release(ran=False, by_server=False)
-                raise
-        except BaseException:
-            place.leave()
-            raise
+        is_redraw = held is not None and held.is_redraw
+        async with self._reception.receive(draft, asked, is_free=is_redraw) as received:
+            return await self._submit(self._job(received, asked, held), received.place, _terms(draft, asked), held)
 
     def _join(self, held: Held, asked: Asked, terms: Terms) -> Stream:
         """A further stream of a job that runs, or whose image is kept."""
@@ -134,7 +102,7 @@ class Desk:
         assert job is not None
         if len(job.readers) >= READERS_MAX:
             raise QueueFull(f"{READERS_MAX} streams read this job already", retry_seconds=1.0)
-        grant = self._quota.admit(asked.caller, 0)
+        grant = self._quota.join(asked.caller)
         try:
             if terms.is_detached:
                 self._ring.reserve(held, job)
@@ -146,22 +114,8 @@ class Desk:
         self._readers_changed(job)
         return stream
 
-    def _megapixels(self, draft: Draft) -> int:
-        """Of the output; where a reference decides the size it is one, since the model sees no larger one."""
-        if draft.size is None and draft.references:
-            return 1
-        return (draft.size or self._backend.facts.default_size).megapixels
-
-    async def _read(self, draft: Draft, asked: Asked, place: Place) -> Request:
-        """The request with its references decoded."""
-        facts = self._backend.facts
-        references: tuple[Reference, ...] = ()
-        if draft.references:
-            references = await self._intake.decode(asked.turn, draft.references, keep_alpha=facts.has_native_alpha)
-            place.grow(sum(len(reference.pixels.data) for reference in references))
-        return draft.request(asked.request_id, asked.caller.name, facts, references)
-
-    def _job(self, request: Request, asked: Asked, grant: Grant, held: Held | None) -> Job:
+    def _job(self, received: Received, asked: Asked, held: Held | None) -> Job:
+        request = received.request
         used = usage(request.size, request.reference_sizes, self._books.price, billable=True)
         entry = None if held is None else held.entry
         is_redraw = held is not None and held.is_redraw
@@ -172,7 +126,7 @@ class Desk:
             is_redraw=is_redraw,
             record_id=new_record_id(),
             accept_microseconds=asked.arrived_microseconds,
-            grant=grant,
+            grant=received.grant,
             on_change=self._changed,
             on_last=self._ended,
             submitted=self._loop.time(),
@@ -182,7 +136,8 @@ class Desk:
         left = None if terms.deadline is None or terms.is_detached else terms.deadline - self._loop.time()
         if held is not None and terms.is_detached:
             self._ring.reserve(held, job)
-        job.accepted = self._accepted(job, await self._backend.submit(job.request, left, job.take))
+        admitted = await self._backend.submit(job.request, left, job.take)
+        job.accepted = accept(job.request, admitted, self._backend.facts, job.usage)
         self._jobs[job.request.request_id] = job
         self._place[job] = place
         self._metrics.queue_depth.labels(job.request.options.priority.value).inc()
@@ -191,22 +146,6 @@ class Desk:
             self._ring.admit(held, job)
         self._watch(job)
         return stream
-
-    def _accepted(self, job: Job, admitted: Admitted) -> Accepted:
-        request, facts = job.request, self._backend.facts
-        return Accepted(
-            seed=request.options.seed,
-            size=request.size,
-            steps=request.options.steps,
-            guidance_scale=request.options.guidance_scale,
-            model=facts.name,
-            reference_sizes=request.reference_sizes,
-            prompt_tokens=min(admitted.prompt_tokens, facts.prompt_tokens_max),
-            prompt_truncated=admitted.is_truncated,
-            estimated_wait=admitted.estimated_wait,
-            estimated_duration=admitted.estimated_duration,
-            estimated_usage=replace(job.usage, billable=False),
-        )
 
     def _watch(self, job: Job) -> None:
         """End the job at its deadline, which changes with its readers."""
@@ -225,19 +164,25 @@ class Desk:
             self._backend.cancel(job.request.request_id)
 
     async def attach(self, key: str, asked: Asked) -> Stream:
-        """A stream of the caller's job with this key. Raises: UnknownKey, ResultGone, LedgerUnavailable."""
+        """A stream of the caller's job with this key.
+
+        Raises: UnknownKey, ResultGone, KeyElsewhere, LedgerUnavailable.
+        """
         self.check()
         held = await self._ring.running(asked.caller.name, key, None)
         if held is None:
             raise gone(await self._ring.gone(asked.caller.name, key))
         return self._join(held, asked, Terms(deadline=asked.deadline, priority=Priority.BATCH))
 
-    async def cancel(self, key: str, caller: Caller) -> None:
-        """End the caller's job with this key, or forget its image; either frees the key. Raises: UnknownKey."""
+    async def cancel(self, key: str, caller: Caller) -> bool:
+        """End the caller's job with this key, or forget its image; either frees the key, and True says so.
+
+        Raises: UnknownKey, KeyElsewhere, LedgerUnavailable.
+        """
         held = await self._ring.running(caller.name, key, None)
         if held is None:
             self._ring.store.forget(await self._ring.gone(caller.name, key))
-            return
+            return True
         job = held.job
         assert job is not None
         cancelled = Cancelled("cancelled by its key")
@@ -246,6 +191,7 @@ class Desk:
             job.fail(cancelled)
         else:
             self.end(job, cancelled)
+        return True
 
     def delivered(self, stream: Stream) -> None:
         """A stream has ended OK, with the whole image."""
@@ -303,7 +249,6 @@ class Desk:
     def _ended(self, job: Job, last: Finished | Failed) -> None:
         """The backend's last word: settle and deliver the image, or record that there is none."""
         if isinstance(last, Finished) and job.stage is not Stage.OVER:
-            job.is_committing = True
             task = self._loop.create_task(self._deliver(job, last))
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
@@ -314,6 +259,10 @@ class Desk:
 
     async def _deliver(self, job: Job, last: Finished) -> None:
         """Nothing is sent before it is written down."""
+        if job.error is not None:  # it was ended before its commit began
+            self._close(job)
+            return
+        job.is_committing = True
         try:
             await self._books.settle(job)
         except KleinError as error:
@@ -358,11 +307,12 @@ class Desk:
         return [job.shown(self._loop.time()) for job in self._jobs.values()]
 
     def cancel_request(self, request_id: str) -> bool:
-        """End a request in its caller's place; False: there is none."""
+        """End a request in its caller's place; False: there is none, or its image is billed and on its way."""
         job = self._jobs.get(request_id)
-        if job is not None:
-            self.end(job, Cancelled("an operator cancelled it"))
-        return job is not None
+        if job is None:
+            return False
+        self.end(job, Cancelled("an operator cancelled it"))
+        return job.stage is Stage.OVER
 
 
 def _terms(draft: Draft, asked: Asked) -> Terms:

@@ -46,7 +46,8 @@ class Job:
     """What the desk knows of one request. Its backend tells it through `take`; its readers are told by it.
 
     `on_change` is called when the stage has changed, `on_last` with the backend's last word. `accept_microseconds`:
-    since 1970. `submitted` and `started` on the event loop's clock. `error`: why it ended, the first cause.
+    since 1970. `submitted`, `started`, `last_word` (the backend's) and `settled` (its image) on the event loop's clock.
+    `error`: why it ended, the first cause.
     """
 
     request: Request
@@ -60,6 +61,8 @@ class Job:
     stage: Stage = Stage.WAITING
     submitted: float = 0.0
     started: float | None = None
+    last_word: float | None = None
+    settled: float | None = None
     readers: set[Reader] = field(default_factory=set)
     entry: Entry | None = None  # of its key
     is_redraw: bool = False  # billed before, never delivered: nothing is recorded again
@@ -69,6 +72,7 @@ class Job:
     error: KleinError | None = None
     _present: Queued | Progress | None = None
     _is_detached: bool = False
+    _when_spent: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def queue_seconds(self) -> float:
@@ -114,10 +118,19 @@ class Job:
     def take(self, event: BackendEvent) -> None:
         """What its backend says, in order."""
         if isinstance(event, Finished | Failed):
-            self.spent = event.spent
+            self.spent, self.last_word = event.spent, asyncio.get_running_loop().time()
             self.on_last(self, event)
+            while self._when_spent:
+                self._when_spent.pop()()
         elif self.stage in (Stage.WAITING, Stage.RUNNING):
             self._post(event)
+
+    def when_spent(self, function: Callable[[], None]) -> None:
+        """Call it once `spent` is known: now, or after the backend's last word."""
+        if self.last_word is None:
+            self._when_spent.append(function)
+        else:
+            function()
 
     def _post(self, event: Queued | Started | Progress | Preview) -> None:
         if isinstance(event, Started):
@@ -132,7 +145,7 @@ class Job:
 
     def deliver(self, image: EncodedImage) -> None:
         """Its image is settled: every reader gets it."""
-        self.image = image
+        self.image, self.settled = image, asyncio.get_running_loop().time()
         self._become(Stage.DELIVERING)
         for reader in self.readers:
             reader.finish(image, self.completed())

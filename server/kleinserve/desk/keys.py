@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from kleinserve.core import Draft, ModelFacts
 from kleinserve.desk.job import Job
 from kleinserve.desk.kept import Kept, Shelf
-from kleinserve.errors import IdempotencyKeyReused, LedgerUnavailable, ResultGone, UnknownKey
+from kleinserve.errors import IdempotencyKeyReused, KeyElsewhere, ResultGone, UnknownKey
 from kleinserve.metrics import Metrics
 from kleinserve.usage.keys import Entry, Keys, KeyState
 
@@ -55,6 +55,7 @@ class KeyRing:
 
         Raises: IdempotencyKeyReused.
         """
+        self.shelf.expire()
         while (held := self._held.get((caller, key))) is not None:
             if digest is not None and held.digest != digest:
                 raise _reused(key)
@@ -72,7 +73,7 @@ class KeyRing:
     async def claim(self, held: Held, draft: Draft, request_id: str) -> tuple[Draft, str]:
         """Take the key from the store: the draft and the request id that are to be drawn.
 
-        Raises: IdempotencyKeyReused, ResultGone, LedgerUnavailable.
+        Raises: IdempotencyKeyReused, ResultGone, KeyElsewhere, LedgerUnavailable.
         """
         claim = await self.store.claim(held.caller, held.key, held.digest, request_id, draft.options.seed)
         entry = held.entry = claim.entry
@@ -89,7 +90,7 @@ class KeyRing:
         if entry.state is KeyState.DELIVERED and (entry.is_mine or not entry.is_owner_alive):
             self.metrics.replays.labels("gone").inc()
             raise gone(entry)
-        raise LedgerUnavailable("the key is another server's now", retry_seconds=1.0)
+        raise KeyElsewhere(entry.address)
 
     def admit(self, held: Held, job: Job) -> None:
         """Its job is admitted: whoever waited for it may attach."""
@@ -121,12 +122,12 @@ class KeyRing:
         return held is not None and held.kept is not None and held.kept.is_finished
 
     def deliver(self, job: Job) -> None:
-        """A stream with its image has ended OK."""
+        """A stream with its image has ended OK, also where the image was evicted while it was read."""
+        if job.entry is not None:
+            self.store.delivered(job.entry)
         held = self._of.get(job)
-        if held is not None and held.entry is not None:
-            self.store.delivered(held.entry)
-            if held.kept is not None:
-                self.shelf.deliver(held.kept)
+        if held is not None and held.kept is not None:
+            self.shelf.deliver(held.kept)
 
     def end(self, job: Job) -> None:
         """Its image is not here, or no longer: if nothing was billed the key is free."""
@@ -151,8 +152,10 @@ class KeyRing:
             self.end(held.job)
 
     async def gone(self, caller: str, key: str) -> Entry:
-        """The remembered key of a job that is not here. Raises: UnknownKey, LedgerUnavailable."""
+        """The remembered key of a job that is nowhere. Raises: UnknownKey, KeyElsewhere, LedgerUnavailable."""
         entry = await self.store.find(caller, key)
+        if entry is not None and not entry.is_mine and entry.is_owner_alive:
+            raise KeyElsewhere(entry.address)
         if entry is None or entry.state is KeyState.RUNNING:
             raise UnknownKey("no job has this key")
         return entry

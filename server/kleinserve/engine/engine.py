@@ -40,7 +40,7 @@ from kleinserve.engine.references import ReferenceEncoder
 from kleinserve.engine.render import Render
 from kleinserve.engine.text import TextEncoder, Tokenizer
 from kleinserve.engine.vae import Pieces, Vae
-from kleinserve.errors import AcceleratorLost, AlphaUnavailable, UnusableCheckpoint
+from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, AlphaUnavailable, UnusableCheckpoint
 
 log = structlog.get_logger()
 
@@ -89,6 +89,7 @@ class Engine:
             self._preview = preview.fit(self._vae)
         self.compile_state = "eager"  # or "compiled", or "failed: " and why; what was asked for is known after warm()
         self._must_compile = config.compile == "on"
+        self._warm_sizes = config.warm_sizes or ((self.facts.default_size,) if device.type == "cuda" else ())
         if compiled.is_wanted(config.compile, device):
             with self._falling_back():
                 compiled.check()
@@ -133,7 +134,7 @@ class Engine:
     def warm(self) -> None:
         """Compile, where that is chosen, for all the threads and for half of them; afterwards nothing is compiled.
 
-        On CUDA an image of the default size is made too: library handles and plans are the calling thread's own.
+        Then make an image of each of `warm_sizes`: on CUDA library handles and plans are the calling thread's own.
         Lengths that are equal, or equal a width of the model, are taken for one and the same: hence the odd sizes, and
         two sets of several noise levels.
         """
@@ -143,8 +144,11 @@ class Engine:
                     for beside in (nullcontext(), self._cores.crowded()):
                         with beside:
                             self._draw(Size(96, 64), Size(80, 64), together=3)
-            if self._device.type == "cuda":
-                self._draw(self.facts.default_size, self.facts.default_size, together=1)
+            for size in self._warm_sizes:
+                try:
+                    self._draw(size, size, together=1)
+                except AcceleratorOutOfMemory:
+                    log.warning("not warmed, not enough accelerator memory", size=str(size))
 
     def _draw(self, size: Size, reference_size: Size, together: int) -> None:
         """Make edits of `size` as requests do, more of them at each step."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kleinserve.core import ANONYMOUS, Caller
+from kleinserve.errors import PermissionDenied
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,26 @@ class Authenticator(Protocol):
         """Who calls. Raises: Unauthenticated."""
         ...
 
+    def on_behalf(self, credentials: Credentials, name: str) -> Caller:
+        """The caller of that name, for whom a replica calls. Raises: Unauthenticated, PermissionDenied."""
+        ...
+
+    def replica_token(self) -> str | None:
+        """The token to send to other replicas, if they are known by tokens."""
+        ...
+
 
 class Everyone:
     """Without a callers file everyone is `anonymous`, which is a known caller."""
 
     def caller(self, credentials: Credentials) -> Caller:
         return ANONYMOUS
+
+    def on_behalf(self, credentials: Credentials, name: str) -> Caller:
+        """Nobody is known as a replica, and there is nobody else to call for."""
+        if name != ANONYMOUS.name:
+            raise PermissionDenied("there are no callers here")
+        return ANONYMOUS
+
+    def replica_token(self) -> str | None:
+        return None

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kleinserve.core import Caller
-from kleinserve.errors import BadConfig, Unauthenticated
+from kleinserve.errors import BadConfig, PermissionDenied, Unauthenticated
 from kleinserve.identity.authenticator import Credentials
 from kleinserve.identity.reload import Read, Watched
 
@@ -103,6 +103,15 @@ class Callers:
         except Unauthenticated:
             return False
 
+    def on_behalf(self, credentials: Credentials, name: str) -> Caller:
+        """The caller of that name, for whom a replica calls. Raises: Unauthenticated, PermissionDenied."""
+        if self._identify(credentials) != REPLICAS:
+            raise PermissionDenied("only a replica calls on behalf of another caller")
+        caller = self.named(name)
+        if caller is None:
+            raise Unauthenticated("the caller for whom a replica calls is not known here", "unknown")
+        return caller
+
     def replica_token(self) -> str | None:
         """The token to send to other replicas, if they are known by tokens."""
         return self._replica_token
@@ -148,17 +157,13 @@ class WatchedCallers:
         """Who calls. Raises: Unauthenticated."""
         return self._watched.value.caller(credentials)
 
-    def is_replica(self, credentials: Credentials) -> bool:
-        """Whether another replica of this server calls, which may say on whose behalf."""
-        return self._watched.value.is_replica(credentials)
+    def on_behalf(self, credentials: Credentials, name: str) -> Caller:
+        """The caller of that name, for whom a replica calls. Raises: Unauthenticated, PermissionDenied."""
+        return self._watched.value.on_behalf(credentials, name)
 
     def replica_token(self) -> str | None:
         """The token to send to other replicas, if they are known by tokens."""
         return self._watched.value.replica_token()
-
-    def named(self, name: str) -> Caller | None:
-        """The caller of that name, on whose behalf a replica calls."""
-        return self._watched.value.named(name)
 
 
 def watch_callers(file: Path) -> Watched[Callers]:

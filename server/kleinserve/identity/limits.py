@@ -73,10 +73,14 @@ def _folded(before: _Taken, taken: _Taken) -> _Taken:
 
 
 class Grant:
-    """A request's leave to run. It is released once, whatever became of the request."""
+    """A request's leave to run. It is released once, whatever became of the request.
+
+    `on_return` is called where megapixels that were taken elsewhere are to come back.
+    """
 
     def __init__(self, account: _Account, taken: _Taken | None):
         self._account, self._taken, self._is_released = account, taken, False
+        self.on_return: Callable[[], None] = lambda: None
 
     def release(self, *, ran: bool, by_server: bool) -> None:
         """Give the slot back, and the megapixels too if no step of the request `ran` or the server ended it.
@@ -87,6 +91,8 @@ class Grant:
             return
         self._is_released = True
         self._account.requests -= 1
+        if by_server or not ran:
+            self.on_return()
         if self._taken is None:
             return
         if by_server or not ran:

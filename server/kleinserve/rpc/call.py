@@ -5,7 +5,6 @@
 
 import asyncio
 import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from google.protobuf.message import DecodeError, Message
 from kleinserve.config import Config
 from kleinserve.core import Caller, Draft
 from kleinserve.desk.books import Books, now_microseconds
-from kleinserve.desk.desk import Asked, Desk, Stream
+from kleinserve.desk.desk import Desk, Stream
 from kleinserve.desk.job import Stage
+from kleinserve.desk.reception import Asked
 from kleinserve.errors import (
     Cancelled,
     DeadlinePassed,
@@ -32,8 +32,11 @@ from kleinserve.errors import (
 )
 from kleinserve.identity.authenticator import Authenticator, Credentials
 from kleinserve.metrics import Metrics
+from kleinserve.rpc.course import course, seconds_of
+from kleinserve.tracing import Traced, Tracing
 
 _MARGIN_SHARE = 0.1  # of a short deadline: the margin is not to eat it up
+FORWARDED_CALLER = "klein-forwarded-caller"  # metadata: the caller for whom a replica calls
 _PIECE_BYTES = 64 * 1024  # each of them has the stall limit: a line of 2 KiB/s passes at the default
 
 log = structlog.get_logger()
@@ -71,7 +74,10 @@ class Transport(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """One RPC. `deadline` on the event loop's clock, a margin before the caller's own. `message_bytes`: as it came."""
+    """One RPC. `deadline` on the event loop's clock, a margin before the caller's own. `message_bytes`: as it came.
+
+    `passed_to`: the server that answers it, which also counts and records it; "": this one.
+    """
 
     transport: Transport
     request_id: str
@@ -85,11 +91,17 @@ class Call:
     stream: Stream | None = None
     is_complete: bool = False  # nothing is left but for the reader to go
     cause: KleinError | None = None  # why the server itself interrupted it
+    passed_to: str = ""
 
     @property
     def known(self) -> Caller:
         assert self.caller is not None, "a call is authenticated before it is served"
         return self.caller
+
+    @property
+    def is_forwarded(self) -> bool:
+        """Whether a replica has passed it on to this server."""
+        return FORWARDED_CALLER in self.transport.metadata
 
     def asked(self) -> Asked:
         """The call as the desk sees it."""
@@ -102,7 +114,10 @@ class Call:
 
     async def write(self, message: Message) -> None:
         """Send one message. Raises: ReaderStalled when the reader takes nothing of it for too long; ReaderGone."""
-        data = message.SerializeToString()
+        await self.write_bytes(message.SerializeToString())
+
+    async def write_bytes(self, data: bytes) -> None:
+        """Send one message, serialized. Raises: as `write`."""
         limit = self.stall_seconds * max(1, math.ceil(len(data) / _PIECE_BYTES))
         try:
             async with asyncio.timeout(limit):
@@ -124,6 +139,7 @@ class Method:
     is_stream: bool
     behaviour: Callable[[Any, Call], Awaitable[None]]
     operation: str = ""  # generate or edit: of requests that are refused before there is a job
+    makes_image: bool = False
 
 
 @dataclass
@@ -136,6 +152,7 @@ class Calls:
     books: Books
     config: Config
     metrics: Metrics
+    tracing: Tracing | None = None
     running: set[Call] = field(default_factory=set)
 
     async def serve(self, path: str, body: bytes, transport: Transport) -> None:
@@ -146,17 +163,19 @@ class Calls:
         self, path: str, read: Callable[[], Message], message_bytes: int, transport: Transport
     ) -> None:
         """The same for a message that `read` makes of so many bytes; a KleinError that it raises refuses the call."""
-        method, started = self.methods[path], time.monotonic()
+        method, started = self.methods[path], asyncio.get_running_loop().time()
         call = self._call(message_bytes, transport)
         kind = "server_stream" if method.is_stream else "unary"
         self.metrics.rpc_started(kind, path)
         self.running.add(call)
         error = await self._outcome(method, read, call)
         stage = self.desk.leave(call.stream) if call.stream else None
-        seconds, code = time.monotonic() - started, error.status if error else "OK"
+        seconds, code = asyncio.get_running_loop().time() - started, error.status if error else "OK"
         self.metrics.rpc_handled(kind, path, code, seconds)
         self._count(method, call, error, stage, seconds)
         self._log(path, call, error, seconds)
+        if method.makes_image:
+            self._show_course(path, call, code, started, seconds)
         try:
             if error is not None:
                 error.__traceback__ = None  # its frames hold the references until the reader has taken the status
@@ -178,7 +197,7 @@ class Calls:
     async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
-            call.caller = self.authenticator.caller(call.transport.credentials)
+            call.caller = self._caller(call.transport)
             await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
@@ -195,6 +214,13 @@ class Calls:
             return Internal(f"internal error, request {call.request_id}")
         return None
 
+    def _caller(self, transport: Transport) -> Caller:
+        """Who calls, or for whom a replica does. Raises: Unauthenticated, PermissionDenied."""
+        name = transport.metadata.get(FORWARDED_CALLER)
+        if name is None:
+            return self.authenticator.caller(transport.credentials)
+        return self.authenticator.on_behalf(transport.credentials, name)
+
     async def _refuse(self, call: Call, error: KleinError) -> None:
         """End with `error`. For a reader that does not take it gRPC keeps it; the request's memory goes."""
         try:
@@ -205,6 +231,8 @@ class Calls:
 
     def _count(self, method: Method, call: Call, error: KleinError | None, stage: Stage | None, seconds: float) -> None:
         metrics = self.metrics
+        if call.passed_to:
+            return
         if isinstance(error, Unauthenticated):
             metrics.unauthenticated.labels(error.why).inc()
         if isinstance(error, QuotaExceeded):
@@ -228,15 +256,11 @@ class Calls:
             metrics.finished(operation, code, reason, seconds, has_deadline=call.deadline is not None)
 
     def _log(self, path: str, call: Call, error: KleinError | None, seconds: float) -> None:
-        facts: dict[str, object] = {"caller": call.caller.name if call.caller else ""}
+        facts: dict[str, object] = {**_shown(call)}
         if (stream := call.stream) is not None:
             request, spent = stream.job.request, stream.job.spent
             facts |= {
-                "size": str(request.size),
-                "steps": request.options.steps,
-                "references": len(request.references),
                 "seed": request.options.seed,
-                "priority": request.options.priority.value,
                 "queue_seconds": round(stream.job.queue_seconds, 4),
                 "max_step_requests": spent.max_step_requests,
                 "previews_skipped": stream.reader.previews_skipped,
@@ -245,19 +269,38 @@ class Calls:
                 facts["job"] = stream.job.request.request_id
             if self.config.log_prompts:
                 facts["prompt"] = request.prompt
+        if call.passed_to:
+            facts["passed_to"] = call.passed_to
         if (parent := call.transport.metadata.get("traceparent")) is not None:
             facts["traceparent"] = parent
         code, reason = (error.status, error.reason) if error else ("OK", "")
         method = path.rsplit("/", 1)[1]
         log.info(
             "request finished",
-            request_id=call.request_id,
             method=method,
             code=code,
             reason=reason,
             seconds=round(seconds, 4),
             **facts,
         )
+
+    def _show_course(self, path: str, call: Call, code: str, started: float, seconds: float) -> None:
+        """Say where its time went, in its trace, and in the log if it took long; once it is known what ran for it."""
+        is_slow = 0 < self.config.slow_request_seconds <= seconds
+        if self.tracing is None and not is_slow:
+            return
+        job = call.stream.job if call.stream is not None else None
+        facts, began, given = _shown(call), call.arrived_microseconds * 1000, call.transport.metadata
+        headers = {name: given[name] for name in ("traceparent", "tracestate") if name in given}
+
+        def show() -> None:
+            stages = course(started, started + seconds, job)
+            if is_slow:
+                log.warning("slow request", code=code, seconds=round(seconds, 4), where=seconds_of(stages), **facts)
+            if self.tracing is not None:
+                self.tracing.record(Traced(path.lstrip("/"), began, seconds, headers, code, facts, stages))
+
+        show() if job is None else job.when_spent(show)
 
     async def drain(self, grace_seconds: float, error: KleinError) -> None:
         """Let running calls end for `grace_seconds`, then end the rest with `error`."""
@@ -266,6 +309,21 @@ class Calls:
             await asyncio.wait(tasks, timeout=grace_seconds)
         for call in list(self.running):
             call.interrupt(error)
+
+
+def _shown(call: Call) -> dict[str, str | int]:
+    """What a trace and the log say of a request: whose it is and how large."""
+    facts: dict[str, str | int] = {"request_id": call.request_id, "caller": call.caller.name if call.caller else ""}
+    if call.stream is None:
+        return facts
+    request = call.stream.job.request
+    return facts | {
+        "operation": request.operation.value,
+        "size": str(request.size),
+        "steps": request.options.steps,
+        "references": len(request.references),
+        "priority": request.options.priority.value,
+    }
 
 
 def _parsed(method: Method, body: bytes) -> Message:

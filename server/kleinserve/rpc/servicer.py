@@ -1,5 +1,8 @@
 """The contract's methods: a message becomes what the desk is asked, its answer becomes messages. Knows no transport."""
 
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import Message
 from klein.v1 import image_pb2, usage_pb2
 
 from kleinserve.config import Config
@@ -8,6 +11,7 @@ from kleinserve.desk.desk import Desk, Stream
 from kleinserve.errors import InvalidField, PermissionDenied, Violation, quoted
 from kleinserve.rpc import capabilities, events, periods, requests
 from kleinserve.rpc.call import Call, Method
+from kleinserve.rpc.forward import Forward
 from kleinserve.usage.ledger import Ledger
 
 KEY_METADATA = "klein-idempotency-key"
@@ -16,37 +20,42 @@ KEY_METADATA = "klein-idempotency-key"
 class Images:
     """klein.v1.ImageService."""
 
-    def __init__(self, desk: Desk, facts: ModelFacts, config: Config):
-        self._desk, self._facts, self._config = desk, facts, config
+    def __init__(self, desk: Desk, forward: Forward, facts: ModelFacts, config: Config):
+        self._desk, self._forward, self._facts, self._config = desk, forward, facts, config
 
     async def generate(self, message: image_pb2.GenerateRequest | image_pb2.EditRequest, call: Call) -> None:
         """Generate and Edit."""
         self._desk.check()
-        call.draft = requests.draft(message, self._facts, self._config)
+        call.draft = draft = requests.draft(message, self._facts, self._config)
         _check_key(call)
-        await self._tell(await self._desk.open(call.draft, call.asked()), call)
+        await self._tell(message, call, lambda: self._desk.open(draft, call.asked()))
 
     async def attach(self, message: image_pb2.AttachRequest, call: Call) -> None:
-        await self._tell(await self._desk.attach(requests.key(message), call.asked()), call)
+        key = requests.key(message)
+        await self._tell(message, call, lambda: self._desk.attach(key, call.asked()))
 
     async def cancel(self, message: image_pb2.CancelRequest, call: Call) -> None:
-        await self._desk.cancel(requests.key(message), call.known)
-        await call.write(image_pb2.CancelResponse())
+        key = requests.key(message)
+        if await self._forward.unless_elsewhere(message, call, lambda: self._desk.cancel(key, call.known)):
+            await call.write(image_pb2.CancelResponse())
 
     async def get_capabilities(self, message: image_pb2.GetCapabilitiesRequest, call: Call) -> None:
         requests.nothing(message)
         await call.write(capabilities.response(self._facts, self._config))
 
-    async def _tell(self, stream: Stream, call: Call) -> None:
-        """Write what happens to the job until its image is whole."""
+    async def _tell(self, message: Message, call: Call, opened: Callable[[], Awaitable[Stream]]) -> None:
+        """Write what happens to the job until its image is whole, or what another server says of it."""
+        stream = await self._forward.unless_elsewhere(message, call, opened)
+        if stream is None:
+            return
         call.stream = stream
         await call.begin()
         numbered = events.Numbered(stream.job.request.request_id, stream.reader.terms.client_tag)
         async for happened in stream.reader.events():
             if isinstance(happened, EncodedImage):
-                for message in numbered.image(happened, self._config.chunk_bytes):
+                for each in numbered.image(happened, self._config.chunk_bytes):
                     stream.reader.check()
-                    await call.write(message)
+                    await call.write(each)
                 continue
             call.is_complete = isinstance(happened, Completed)
             await call.write(numbered.event(happened))
@@ -75,9 +84,9 @@ def methods(images: Images, usages: Usages) -> dict[str, Method]:
     """Every RPC by its path."""
     image, usage = "/klein.v1.ImageService/", "/klein.v1.UsageService/"
     return {
-        image + "Generate": Method(image_pb2.GenerateRequest, True, images.generate, "generate"),
-        image + "Edit": Method(image_pb2.EditRequest, True, images.generate, "edit"),
-        image + "Attach": Method(image_pb2.AttachRequest, True, images.attach),
+        image + "Generate": Method(image_pb2.GenerateRequest, True, images.generate, "generate", True),
+        image + "Edit": Method(image_pb2.EditRequest, True, images.generate, "edit", True),
+        image + "Attach": Method(image_pb2.AttachRequest, True, images.attach, makes_image=True),
         image + "Cancel": Method(image_pb2.CancelRequest, False, images.cancel),
         image + "GetCapabilities": Method(image_pb2.GetCapabilitiesRequest, False, images.get_capabilities),
         usage + "GetUsage": Method(usage_pb2.GetUsageRequest, False, usages.get_usage),

@@ -15,6 +15,21 @@ _VIOLATIONS_BYTES_MAX = 2900  # every field of a request; only unknown fields ca
 _DESCRIPTION_BYTES_MAX = 256
 
 
+class Answered(KleinError):
+    """What another server answered to a call that was passed on to it, as it came."""
+
+    def __init__(self, answer: status_pb2.Status):
+        super().__init__(answer.message)
+        self.answer = answer
+        self.status = code_pb2.Code.Name(answer.code)
+        for detail in answer.details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                self.reason = info.reason
+            if detail.Unpack(retry):
+                self.retry_seconds = retry.retry_delay.ToNanoseconds() / 1e9
+
+
 def trailing(error: KleinError, request_id: str) -> list[tuple[str, str]]:
     """The trailing metadata of a refusal beside its details."""
     sent = [("klein-request-id", request_id)]
@@ -25,6 +40,8 @@ def trailing(error: KleinError, request_id: str) -> list[tuple[str, str]]:
 
 def status(error: KleinError, request_id: str) -> status_pb2.Status:
     """Code, message and details of a refusal: together under 4 KiB."""
+    if isinstance(error, Answered):
+        return error.answer
     info = error_details_pb2.ErrorInfo(
         reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} | error.metadata
     )

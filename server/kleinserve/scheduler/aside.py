@@ -172,6 +172,7 @@ class Aside:
         unit.seconds += seconds
         self._ration.spend(seconds, is_aged=unit.is_aged)
         for work in unit.works:
+            work.ran(unit.need, started, started + seconds, len(unit.works))
             work.at_hand_seconds = unit.seconds
             work.touch()
         if is_done or failure is not None:

@@ -94,7 +94,9 @@ class Stepping:
         for work in stepped:
             work.denoise_seconds += seconds
             work.steps_run += 1
-            work.max_step_requests = max(work.max_step_requests, len(stepped) if is_shared else 1)
+            shared_by = len(stepped) if is_shared else 1
+            work.max_step_requests = max(work.max_step_requests, shared_by)
+            work.ran(Need.STEPS, started, started + seconds, shared_by)
         if is_shared and stepped:
             self._measured(stepped, seconds)
         self._hand_out(stepped)

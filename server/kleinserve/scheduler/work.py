@@ -3,12 +3,14 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kleinserve.core import Demand, Priority, Request, Spent, Timings
+from kleinserve.core import Demand, Priority, Request, Span, Spent, Timings
 from kleinserve.errors import KleinError
 from kleinserve.scheduler.admission import Claim
 from kleinserve.scheduler.cost import Share
 from kleinserve.scheduler.engine import Render
 from kleinserve.scheduler.turns import Account
+
+_AT_ONCE_SECONDS = 0.001
 
 
 class Need(Enum):
@@ -53,6 +55,7 @@ class Work:
     busy_until: float = 0.0
     steps_run: int = 0
     max_step_requests: int = 0
+    spans: list[Span] = field(default_factory=list)
     share: Share = field(default_factory=lambda: Share(0.0, 0.0))  # as it stands in the queue's sums
     claim: Claim | None = None  # what is predicted of it, kept by the forecast until something changes
     claim_epoch: int = -1
@@ -70,6 +73,14 @@ class Work:
         """Whether its prompt and references are encoded."""
         return self.need not in (Need.TEXT, Need.REFERENCES)
 
+    def ran(self, need: Need, started: float, ended: float, requests: int) -> None:
+        """So long something ran for it, shared by so many. A piece that follows at once extends the one before it."""
+        stage = (Need.REFERENCES if need is Need.SECOND else need).value
+        start, end, last = started - self.arrived, ended - self.arrived, self.spans[-1] if self.spans else None
+        if last and need is not Need.STEPS and last.stage == stage and start - last.end_seconds < _AT_ONCE_SECONDS:
+            start = self.spans.pop().start_seconds
+        self.spans.append(Span(stage, start, end, requests))
+
     def touch(self) -> None:
         """Something changed of which its predictions are made."""
         self.claim = None
@@ -85,4 +96,8 @@ class Work:
             decode=self.decode_seconds,
             encode=encode_seconds,
         )
-        return Spent(timings, self.steps_run, round(self.accelerator_seconds * 1e6), self.max_step_requests)
+        took, spans = now - self.arrived, tuple(self.spans)
+        if encode_seconds:
+            spans += (Span("encode", took - encode_seconds, took),)
+        microseconds = round(self.accelerator_seconds * 1e6)
+        return Spent(timings, self.steps_run, microseconds, self.max_step_requests, took, spans)

@@ -119,6 +119,10 @@ class Keys(Protocol):
         """Cancel after the commit: forget the key, however far it came; the record stays. As `free`, not awaited."""
         ...
 
+    def reached_at(self, address: str) -> None:
+        """Say where other servers reach this one, HOST:PORT, before it claims a key."""
+        ...
+
     def close(self) -> None:
         """Say that this server is gone, before its ledger is closed."""
         ...
@@ -177,6 +181,9 @@ class MemoryKeys:
         present = self._same(entry)
         if present:
             self._remove(present)
+
+    def reached_at(self, address: str) -> None:
+        """There are no others."""
 
     def close(self) -> None:
         """Nobody asks any more."""

@@ -108,6 +108,15 @@ OWNER = Table(  # a server; a later process in its place has the next epoch
     Column("alive_until_microseconds", BigInteger, nullable=False),
 )
 
+BUCKET = Table(  # of a caller's megapixels a minute; a grain is a 60,000,000th of one (buckets.py)
+    "bucket",
+    METADATA,
+    Column("caller", String, primary_key=True),
+    Column("debt_grains", BigInteger, nullable=False),  # what it lacked
+    Column("refill", BigInteger, nullable=False),  # grains a microsecond
+    Column("at_microseconds", BigInteger, nullable=False),
+)
+
 _SAME = (  # columns named as the record's fields
     "record_id",
     "request_id",

@@ -56,7 +56,7 @@ class SqlKeys:
         """Become an owner of keys. Raises: LedgerUnavailable.
 
         `owner_seconds`: without a word for so long, a server is gone. `owner`: a name that is the same after a restart;
-        "": a new one. `address`: where other servers reach this one.
+        "": a new one. `address`: where other servers reach this one; `reached_at` says it later.
         """
         keys = cls(ledger, key_seconds, keys_max, owner_seconds, owner, address)
         await ledger.writer.run(keys._register)
@@ -110,6 +110,11 @@ class SqlKeys:
         """As the protocol says."""
         self._writer.post(partial(self._delete, conditions=_of(entry.caller, entry.key, entry.request_id)))
 
+    def reached_at(self, address: str) -> None:
+        """As the protocol says."""
+        self._address = address
+        self._writer.post(self._live)
+
     def close(self) -> None:
         """As the protocol says."""
         self._is_closed = True
@@ -134,7 +139,7 @@ class SqlKeys:
         )
         statement = statement.on_conflict_do_update(
             index_elements=["id"],
-            set_={"alive_until_microseconds": alive_until},
+            set_={"alive_until_microseconds": alive_until, "address": self._address},
             where=OWNER.c.epoch == self._epoch,
         )
         connection.execute(statement)

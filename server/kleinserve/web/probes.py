@@ -47,7 +47,7 @@ class Health(NamedTuple):
 class Debug:
     """What stands behind /debug/requests. `requests` and `cancel` are called on `loop`, `is_admin` on the probes' own.
 
-    requests: one JSON object for each that waits or runs. cancel: ends the one with this id; False: there is none.
+    requests: one JSON object for each that waits or runs. cancel: ends the one with this id; False: it cannot.
     is_admin: whether the value of an `authorization` header is an admin's. Raises: Unauthenticated. None: there are
     no callers, and whoever is on this machine may do all.
     """
@@ -184,7 +184,7 @@ class Probes:
             found = await _on_loop(debug.loop, debug.requests)
             return HTTPStatus.OK, "application/json", json.dumps(found).encode() + b"\n"
         if not await _on_loop(debug.loop, lambda: debug.cancel(cancelled)):
-            raise _Refused(HTTPStatus.NOT_FOUND, "no such request")
+            raise _Refused(HTTPStatus.NOT_FOUND, "no such request waits or runs")
         return HTTPStatus.OK, "text/plain", b"cancelled\n"
 
 

@@ -44,7 +44,7 @@ class Image:
         self.transport = Kept(exchange, self._take)
         self.is_admitted = asyncio.Event()
         self.accepted, self.completed = image_pb2.Accepted(), image_pb2.Completed()
-        self.is_settled = False
+        self.is_settled = self.is_whole = False
         self.data = bytearray()
 
     def _take(self, message: bytes) -> None:
@@ -58,7 +58,7 @@ class Image:
             case "image_chunk":
                 self.data += event.image_chunk.data
             case "completed":
-                self.completed = event.completed
+                self.completed, self.is_whole = event.completed, True
 
 
 class Stream:

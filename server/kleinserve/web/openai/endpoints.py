@@ -103,6 +103,7 @@ class Images:
     async def _send(self, exchange: Exchange, asked: Asked, images: list[Image], failed: Image | None) -> None:
         """All images, or the error of the one that failed: then those that are settled are billed all the same."""
         if failed is None:
+            assert all(image.is_whole for image in images), "no OK without an image"
             await send_images(exchange, asked, images, self._calls.config.reader_stall_seconds)
             return
         billed = sum(image.is_settled for image in images)

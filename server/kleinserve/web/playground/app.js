@@ -28,6 +28,7 @@ at("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit();
 });
 at("token").addEventListener("change", ask);
+at("who").addEventListener("submit", (event) => event.preventDefault()); // Enter has changed it
 at("choose").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", async () => {
   await add(at("file").files);
@@ -73,9 +74,9 @@ function submit() {
 function requests() {
   const numbers = Object.fromEntries(["width", "height", "steps", "count"].map((id) => [id, whole(id)]));
   const seed = at("seed").value.trim();
-  if (seed && !(/^\d{1,20}$/.test(seed) && BigInt(seed) <= SEED_MAX)) show("seed", `A whole number from 0 to ${SEED_MAX}.`);
+  if (seed && !(/^\d{1,20}$/.test(seed) && BigInt(seed) <= SEED_MAX)) show("seed", `Seed: a whole number from 0 to ${SEED_MAX}.`);
   if (numbers.count !== undefined && !(numbers.count >= 1 && numbers.count <= 6))
-    show("count", "1 to 6: a browser opens six connections to a server.");
+    show("count", "Images: 1 to 6, since a browser opens six connections to a server.");
   if (focusFirst()) return undefined;
   const isTransparent = at("transparent").checked;
   return Array.from({ length: numbers.count }, (_, i) => ({
@@ -99,7 +100,7 @@ function requests() {
 function whole(id) {
   const { value, validity } = at(id);
   if (!validity.badInput && /^\d{0,9}$/.test(value)) return Number(value || (id === "count" ? 1 : 0));
-  show(id, "A whole number.");
+  show(id, `${document.querySelector(`label[for=${id}]`).textContent}: a whole number.`);
   return undefined;
 }
 
@@ -123,7 +124,7 @@ function start(request) {
     done({ usage }) {
       total.images += 1;
       total.microusd += usage.costMicrousd;
-      total.megapixels += usage.outputMegapixels;
+      total.megapixels += Number(usage.outputMegapixels);
     },
     failed: (failure) => refuse(failure, image.item),
     left() {
@@ -140,7 +141,7 @@ function count() {
   at("cancel-all").hidden = running.size < 2;
   const cost = `$${(Number(total.microusd) / 1e6).toFixed(3)}`;
   at("totals").textContent = total.images
-    ? `${total.images} ${total.images === 1 ? "image" : "images"}, ${total.megapixels} megapixels, ${cost}`
+    ? `${total.images} ${total.images === 1 ? "image" : "images"}, ${total.megapixels} ${total.megapixels === 1 ? "megapixel" : "megapixels"}, ${cost}`
     : "";
 }
 

@@ -14,7 +14,13 @@ const SENTENCES = {
   UNAUTHENTICATED: "The server does not know this token.",
   CANCELLED: "Cancelled.",
 };
-const LEAD = { "options.width": "Width", "options.height": "Height", "options.steps": "Steps", "options.seed": "Seed" };
+const LEADS = {
+  "options.width": "Width",
+  "options.height": "Height",
+  "options.steps": "Steps",
+  "options.seed": "Seed",
+  "options.output.format": "Format",
+};
 
 // What went wrong, and when to try again.
 export function sentence({ reason, message, retrySeconds, requestId }) {
@@ -30,8 +36,9 @@ export function violations({ violations }) {
 
 function text(field, description) {
   const [given, rule] = description.split("; ", 2);
+  if (given === "blank") return "Write what the picture is to show.";
   const image = /^references\[(\d+)\]/.exec(field);
-  const lead = image ? `Image ${Number(image[1]) + 1}` : LEAD[field];
+  const lead = image ? `Image ${Number(image[1]) + 1}` : LEADS[field];
   const said = rule === undefined ? given : `${given} will not do: ${rule}`;
   return end(lead ? `${lead}: ${said}` : said.charAt(0).toUpperCase() + said.slice(1));
 }

@@ -13,16 +13,16 @@ export function draw(server, request, number, tell) {
   const cancel = button("Cancel", () => abort.abort(), `Cancel image ${number}`);
   actions.append(cancel);
   let url = "";
-  let left; // {text, until}: what is shown while it runs, and when it is expected to end
+  let left; // {text, unit, until}: what is shown while it runs, and when that is expected to end
   const clock = setInterval(tick, 200);
 
   function tick() {
     if (!left) return;
     const seconds = (left.until - performance.now()) / 1000;
-    facts.textContent = seconds > 0 ? `${left.text}, about ${duration(seconds)} left` : left.text;
+    facts.textContent = seconds > 0 ? `${left.text}, about ${duration(seconds)} ${left.unit}` : left.text;
   }
-  function wait(text, remaining) {
-    left = { text, until: performance.now() + seconds(remaining) * 1000 };
+  function wait(text, remaining, unit = "left") {
+    left = { text, unit, until: performance.now() + seconds(remaining) * 1000 };
     tick();
   }
   function showPicture(data, type) {
@@ -36,11 +36,11 @@ export function draw(server, request, number, tell) {
       picture.style.aspectRatio = `${width} / ${height}`;
       progress.max = steps;
       image.alt = `${request.prompt} (seed ${seed})`;
-      wait("Accepted", estimatedWait);
+      wait("Accepted", estimatedWait, "to wait");
       if (promptTruncated) tell.say("the prompt is too long and was cut");
     },
     queued({ position, estimatedWait }) {
-      wait(position ? `Waiting, ${position} before it` : "Waiting, next", estimatedWait);
+      wait(position ? `Waiting, ${position} before it` : "Waiting, next", estimatedWait, "to wait");
     },
     started() {
       left = { text: "Started", until: 0 };
@@ -68,8 +68,10 @@ export function draw(server, request, number, tell) {
       fail(problem(error));
     } finally {
       clearInterval(clock);
+      const hadFocus = cancel === document.activeElement;
       cancel.remove();
       progress.remove();
+      if (hadFocus) actions.querySelector("button")?.focus();
       tell.left();
     }
   }
@@ -83,7 +85,6 @@ export function draw(server, request, number, tell) {
     tell.say(`done after ${duration((performance.now() - began) / 1000)}`);
   }
   function fail(failure) {
-    const hadFocus = item.contains(document.activeElement);
     const isCancelled = abort.signal.aborted;
     const said = isCancelled ? "Cancelled." : sentence(failure);
     facts.textContent = said;
@@ -91,8 +92,7 @@ export function draw(server, request, number, tell) {
     if (image.hidden) picture.remove();
     tell.say(said);
     actions.append(button("Again", () => tell.again({}), `Image ${number} again`), removal());
-    if (!isCancelled && tell.failed(failure)) return;
-    if (hadFocus) actions.querySelector("button:not([hidden])")?.focus();
+    if (!isCancelled) tell.failed(failure);
   }
   function offer(data, name, made) {
     const save = document.createElement("a");
@@ -172,4 +172,4 @@ function copying(kinds, act) {
 }
 
 const seconds = (given) => (given ? Number(given.seconds) + given.nanos / 1e9 : 0);
-const duration = (given) => (given < 60 ? `${given.toFixed(1)} s` : `${Math.floor(given / 60)} min ${Math.round(given % 60)} s`);
+const duration = (given) => (given < 60 ? `${given.toFixed(1)}\u00a0s` : `${Math.floor(given / 60)}\u00a0min ${Math.floor(given % 60)}\u00a0s`);
