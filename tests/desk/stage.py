@@ -32,6 +32,7 @@ from kleinserve.desk.desk import Asked, Desk, Stream
 from kleinserve.desk.kept import Shelf
 from kleinserve.desk.keys import KeyRing
 from kleinserve.desk.lifecycle import Lifecycle
+from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Cancelled, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
@@ -150,7 +151,7 @@ class Stage:
             self.intake,
             self.books,
             self.ring,
-            Quota(lambda: 0),
+            SharedQuota(Quota(lambda: 0), None),
             self.lifecycle,
             config,
             self.metrics,
@@ -179,6 +180,11 @@ class Stage:
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    @property
+    def waiting(self) -> int:
+        """Places in the queue that are taken."""
+        return self.desk._reception._places.requests
 
     @property
     def gauges(self) -> tuple[float, float]:
