@@ -259,7 +259,8 @@ def test_what_offload_costs_is_stated() -> None:
 
     def row(each: str, called: str, size: int) -> str:
         milliseconds = [1e3 * size / speed for speed in (25e9, 50e9)]
-        return f"| {each} | {called}, {size / 1e9:.2f} GB | {' | '.join(f'{ms:.{0 if ms > 10 else 1}f} ms' for ms in milliseconds)} |"
+        cells = " | ".join(f"{ms:.{0 if ms > 10 else 1}f} ms" for ms in milliseconds)
+        return f"| {each} | {called}, {size / 1e9:.2f} GB | {cells} |"
 
     assert row("uncached prompt", "text encoder", sizes["text_encoder"]) in page
     for each in ("uncached reference", "decode"):
