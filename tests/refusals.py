@@ -4,7 +4,7 @@ from kleinserve import errors
 from kleinserve.errors import KleinError, Violation
 
 EVERY: list[KleinError] = [
-    errors.InvalidField(Violation("options.width", "100; a multiple of 16"), Violation("prompt", "blank")),
+    errors.InvalidField(Violation("options.width", "100; a multiple of 16"), Violation("prompt", "blank — 100 %\n")),
     errors.ReferenceUnreadable(0, "empty"),
     errors.ReferenceUnsupported(1, "animated"),
     errors.ReferenceTooLarge(3, "11534336 bytes; at most 10485760"),
@@ -21,6 +21,7 @@ EVERY: list[KleinError] = [
     errors.NotReady(),
     errors.Draining(),
     errors.LedgerUnavailable(),
+    errors.KeyElsewhere("other:1"),
     errors.Cancelled("an operator cancelled it"),
     errors.ReaderStalled("nothing was read"),
     errors.Unauthenticated("no token", "none"),

@@ -1,4 +1,4 @@
-"""Settings: their sources, their rules, what is shown of them. Covers server/kleinserve/config.py."""
+"""Settings: their sources, their rules, what is shown of them."""
 
 from pathlib import Path
 from typing import Any

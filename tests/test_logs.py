@@ -1,4 +1,4 @@
-"""The log of real processes, on every kind of broken standard error. Covers server/kleinserve/logs.py."""
+"""The log of real processes, on every kind of broken standard error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The start and the end of the process, whatever it is started with. Covers server/kleinserve/__main__.py.
+"""The start and the end of the process, whatever it is started with.
 
 `app.run` is given by each test; what the real one does is tests/e2e's.
 """

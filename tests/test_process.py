@@ -1,4 +1,4 @@
-"""What the process finds around it. Covers server/kleinserve/process.py; streams and signals: test_logs, test_main."""
+"""What the process finds around it; streams and signals: test_logs.py, test_main.py."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Every refusal of the contract as the error that a caller catches, with all that the server said."""
+"""Every refusal of the contract as the error that a caller catches, with all that the server said (errors.py)."""
 
 import pickle
 from typing import Any

@@ -1,4 +1,4 @@
-"""The command as a person runs it: a process of its own, against a server that says what the test wrote."""
+"""The command as a person runs it, in a process (cli/{arguments,capabilities,commands,image,lines,screen,usage}.py)."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""The calls that make no image, and what every call carries."""
+"""The calls that make no image, and what every call carries ({capabilities,usage}.py)."""
 
 from datetime import UTC, datetime
 from typing import Any

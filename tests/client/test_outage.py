@@ -1,4 +1,4 @@
-"""Servers that go away and come back, and many clients at one small queue. Covers retry.py and connection.py."""
+"""Servers that go away and come back, and many clients at one small queue (connection.py)."""
 
 import threading
 import time

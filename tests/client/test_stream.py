@@ -1,4 +1,4 @@
-"""Streams of both clients, against a server that says what the test wrote."""
+"""Streams of both clients, against a server that says what the test wrote ({events,names}.py)."""
 
 import asyncio
 import hashlib

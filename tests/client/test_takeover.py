@@ -1,6 +1,6 @@
-"""A broken stream is taken up again by its key: one picture, one image, whatever breaks in between.
+"""A broken stream is taken up again by its key: one picture, whatever breaks in between (exchange.py).
 
-Covers exchange.py, and what reader.py tells twice.
+Also what reader.py tells twice.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Final images: the file that was asked for, exact where the format is, the same bytes every time."""
+"""Final images: the file that was asked for, exact where the format is, the same bytes every time (codec/alpha.py)."""
 
 import hashlib
 import io

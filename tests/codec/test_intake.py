@@ -1,4 +1,4 @@
-"""References are decoded in processes of their own, in turns, within budgets. Covers codec/intake.py and worker.py."""
+"""References are decoded in processes of their own, in turns, within budgets (codec/worker.py)."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""What is wrong beside a JPEG's pixels is ignored; how it is built is bounded. Covers codec/jpeg.py."""
+"""What is wrong beside a JPEG's pixels is ignored; how it is built is bounded."""
 
 import struct
 from io import BytesIO

@@ -1,4 +1,4 @@
-"""What is wrong beside a PNG's pixels is ignored, what is wrong with them is refused. Covers codec/png.py."""
+"""What is wrong beside a PNG's pixels is ignored, what is wrong with them is refused."""
 
 import struct
 import zlib

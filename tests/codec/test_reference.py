@@ -1,4 +1,4 @@
-"""References are refused by their headers with the contract's reasons, and prepared as the stock pipeline does it."""
+"""References: refused with the contract's reasons, prepared as the stock pipeline does (codec/{colour,header}.py)."""
 
 import random
 import struct

@@ -1,4 +1,4 @@
-"""A WebP's header says its size before Pillow sees it, and its chunks are bounded. Covers codec/structure.py."""
+"""A WebP's header says its size before Pillow sees it, and its chunks are bounded."""
 
 import pytest
 from kleinserve.codec import reference, structure

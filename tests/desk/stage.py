@@ -182,6 +182,11 @@ class Stage:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     @property
+    def waiting(self) -> int:
+        """Places in the queue that are taken."""
+        return self.desk._reception._places.requests
+
+    @property
     def gauges(self) -> tuple[float, float]:
         """How many wait, and how many run."""
         return self.counted("klein_queue_depth", priority="standard"), self.counted("klein_running_requests")

@@ -141,16 +141,18 @@ async def test_without_an_image_nobody_pays(opened: Open, error: KleinError, out
 
 
 @pytest.mark.parametrize(("size", "recorded"), [(Size(96, 64), Size(96, 64)), (None, Size(0, 0))])
-async def test_a_refusal_is_noted(opened: Open, size: Size | None, recorded: Size) -> None:
+async def test_a_refusal_is_noted(url: str, size: Size | None, recorded: Size) -> None:
     """With what was asked; a size that only a reference would have said is none."""
+    opened = await new(url)
     draft = replace(drafted(references=2, client_tag="order 7"), size=size)
     opened.books.refuse("b", "web", draft, QueueFull("full"), 5)
-    await opened.books.settle(drawn())  # written after the note, so the note is too
-    records = {record.request_id: record for record in await opened.records()}
-    refused = records["b"]
+    await opened.books.close()
+    again = await new(url)
+    [refused] = await again.records()
     assert (refused.outcome, refused.reason, refused.caller) == (Outcome.REFUSED, "QUEUE_FULL", "web")
     assert (refused.size, refused.references, refused.client_tag) == (recorded, 2, "order 7")
     assert (refused.usage.billable, refused.usage.cost_microusd, refused.accept_microseconds) == (False, 0, 5)
+    await again.books.close()
 
 
 async def test_closing_writes_what_is_being_written(url: str) -> None:

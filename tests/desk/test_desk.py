@@ -1,4 +1,4 @@
-"""A request's way over the desk to its one ending, whatever happens to it, and what is left of it."""
+"""A request's way over the desk to its one ending, and what is left of it (desk/reception.py)."""
 
 import asyncio
 from dataclasses import replace
@@ -113,14 +113,14 @@ async def test_nothing_is_left_of_what_is_refused(where: str, error: KleinError)
             stage.lifecycle.become(State.DRAINING)
         case "ledger":
             stage.ledger.is_up = False
-    places = stage.desk._places.requests
+    places = stage.waiting
     with pytest.raises(type(error)):
         await stage.open(draft=draft, caller=LIMITED)
-    assert stage.desk._places.requests == places
+    assert stage.waiting == places
     assert [job["request_id"] for job in stage.desk.shown() if job["request_id"] == "a"] == []
     assert await stage.keys.find("web", "k") is None
     assert (stage.ring._held, stage.shelf.bytes) == ({}, 0)
-    stage.desk._quota.admit(LIMITED, 1).release(ran=False, by_server=False)
+    stage.desk._quota.join(LIMITED).release(ran=False, by_server=False)
     assert stage.ledger.records == []
 
 
@@ -137,11 +137,11 @@ async def test_who_gives_up_while_it_is_read_leaves_nothing(stage: Stage) -> Non
     """A call that is cancelled while its references are decoded gives everything back, its key too."""
     stage.intake.gate.clear()
     opening = asyncio.ensure_future(stage.open(draft=drafted("k", references=1), caller=LIMITED))
-    await stage.until(lambda: stage.desk._places.requests)
+    await stage.until(lambda: stage.waiting)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert (stage.desk._places.requests, stage.ring._held) == (0, {})
+    assert (stage.waiting, stage.ring._held) == (0, {})
     assert await stage.keys.find("web", "k") is None
 
 
@@ -169,17 +169,6 @@ async def test_the_last_reader_s_leaving_ends_the_job(stage: Stage, is_started: 
     [record] = stage.ledger.records
     assert (record.outcome, record.reason, record.steps_run) == (Outcome.CANCELLED, "CANCELLED", 4)
     assert (record.usage.billable, record.usage.cost_microusd) == (False, 0)
-
-
-async def test_an_image_that_was_drawn_for_nobody_is_not_billed(stage: Stage) -> None:
-    """The last reader left while the last piece was decoded: the image comes too late and is recorded as cancelled."""
-    stream = await stage.open()
-    stage.start()
-    stage.desk.leave(stream)
-    stage.draw()
-    await stage.idle()
-    assert [record.outcome for record in stage.ledger.records] == [Outcome.CANCELLED]
-    assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 0
 
 
 async def test_a_detached_job_goes_on_without_readers(stage: Stage) -> None:
@@ -245,7 +234,7 @@ async def test_the_same_at_once_waits_for_the_first(stage: Stage) -> None:
     """While the first is still read, the second is held; admitted they are one job."""
     stage.intake.gate.clear()
     opening = [asyncio.ensure_future(stage.open(name, draft=drafted("k", references=1))) for name in "ab"]
-    await stage.until(lambda: stage.desk._places.requests)
+    await stage.until(lambda: stage.waiting)
     stage.intake.gate.set()
     first, second = await asyncio.gather(*opening)
     assert first.job is second.job
@@ -255,7 +244,7 @@ async def test_the_second_takes_over_when_the_first_is_refused(stage: Stage) -> 
     """Whoever waited for a request that came to nothing is served itself."""
     stage.intake.gate.clear()
     first, second = (asyncio.ensure_future(stage.open(name, draft=drafted("k", references=1))) for name in "ab")
-    await stage.until(lambda: stage.desk._places.requests)
+    await stage.until(lambda: stage.waiting)
     first.cancel()
     stage.intake.gate.set()
     stream = await second

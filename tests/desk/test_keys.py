@@ -174,6 +174,7 @@ async def test_what_the_shelf_gives_up_is_remembered_as_far_as_it_came(ring: Key
     held, request_id, _ = await claimed(ring)
     assert held.entry is not None
     done = job()
+    done.entry = held.entry
     ring.admit(held, done)
     await store.commit(record(request_id=request_id), held.entry)
     done.image = replace(IMAGE, data=bytes(100_000))

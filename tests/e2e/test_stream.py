@@ -1,4 +1,4 @@
-"""Streams, cancellation, deadlines, errors and drain, through a real server and real clients."""
+"""Streams, cancellation, deadlines, errors and drain through a real server (app.py, rpc/{servicer,transport}.py)."""
 
 import asyncio
 import io

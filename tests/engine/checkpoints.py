@@ -43,7 +43,7 @@ def klein(directory: Path, *, is_distilled: bool = True, channels: int = 3) -> P
             num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
         )
     )  # fmt: skip
-    transformer, vae = _transformer(guidance_embeds=False), _vae(channels)
+    transformer, vae = random_transformer(guidance_embeds=False), random_vae(channels)
     _amplify(text, transformer)
     pipeline = Flux2KleinPipeline(_scheduler(), vae, text, tokenizer, transformer, is_distilled=is_distilled)
     pipeline.save_pretrained(directory)
@@ -70,9 +70,9 @@ def flux2(directory: Path) -> Path:
             image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), tie_word_embeddings=False,
         )
     )  # fmt: skip
-    transformer = _transformer(guidance_embeds=True)
+    transformer = random_transformer(guidance_embeds=True)
     _amplify(text, transformer)
-    Flux2Pipeline(_scheduler(), _vae(3), text, tokenizer, transformer).save_pretrained(directory)
+    Flux2Pipeline(_scheduler(), random_vae(3), text, tokenizer, transformer).save_pretrained(directory)
     return directory
 
 
@@ -92,7 +92,7 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def _transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
+def random_transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
     return Flux2Transformer2DModel(
         in_channels=32, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=4,
         joint_attention_dim=96, timestep_guidance_channels=64, axes_dims_rope=(4, 4, 4, 4),
@@ -100,7 +100,7 @@ def _transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
     )  # fmt: skip
 
 
-def _vae(channels: int) -> AutoencoderKLFlux2:
+def random_vae(channels: int) -> AutoencoderKLFlux2:
     vae = AutoencoderKLFlux2(
         in_channels=channels, out_channels=channels, block_out_channels=(8, 8, 16, 16), layers_per_block=1,
         latent_channels=8, norm_num_groups=2, sample_size=128,

@@ -1,4 +1,4 @@
-"""What is not a checkpoint is refused in one line; what is tells its facts itself."""
+"""What is not a checkpoint is refused in one line; what is tells its facts itself (engine/{geometry,layout}.py)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The packed engine against the stock pipeline on the same checkpoint."""
+"""The packed engine against the stock pipeline on the same checkpoint (engine/engine.py)."""
 
 from collections.abc import Iterator
 from pathlib import Path

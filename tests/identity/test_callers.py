@@ -1,4 +1,4 @@
-"""identity/callers.py and authenticator.py: what a callers file may say, and whom a call's credentials name."""
+"""What a callers file may say, and whom a call's credentials name (identity/authenticator.py)."""
 
 from hashlib import sha256
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Envoy before two servers, by the configuration that `kleinserve envoy-config` prints."""
+"""Envoy before two servers, by the configuration that `kleinserve envoy-config` prints (web/envoy.py)."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the loop beside the steps does first, piece by piece. Covers unit.py too."""
+"""What the loop beside the steps does first, piece by piece (scheduler/unit.py)."""
 
 from collections.abc import Sequence
 

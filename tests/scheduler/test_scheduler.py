@@ -1,4 +1,4 @@
-"""Admission, cancel, change, sums, threads and their end, on a scripted engine. Covers outbox.py and engine.py too."""
+"""Admission, cancel, change, sums, threads and their end, on a scripted engine (scheduler/outbox.py)."""
 
 import threading
 import time

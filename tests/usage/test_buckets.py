@@ -1,4 +1,4 @@
-"""Buckets of megapixels that servers share. Covers usage/buckets.py and desk/quota.py."""
+"""Buckets of megapixels that servers share (desk/quota.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A key has one winner, is billed once, and is remembered for as long as the contract says; in memory and durably."""
+"""A key has one winner, is billed once, and is remembered; in memory and durably (usage/sql_keys.py)."""
 
 import asyncio
 import signal

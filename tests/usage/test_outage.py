@@ -1,4 +1,4 @@
-"""A database that hangs, dies, is locked or full: whoever waits is told in time, and all is well when it is back."""
+"""A database that hangs, dies, is locked or full: who waits is told, and all is well later (usage/writer.py)."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""The ledger keeps what it acknowledged, once, in commit order, and sums it exactly; on SQLite and on PostgreSQL."""
+"""Records are kept once, in commit order, summed exactly, by either database (usage/{reader,records,schema}.py)."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Which requests the web port lets in, over real sockets."""
+"""Which requests the web port lets in, over real sockets (web/{app,http,server}.py)."""
 
 import ssl
 

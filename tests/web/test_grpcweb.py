@@ -1,4 +1,4 @@
-"""gRPC-Web by itself: real sockets, calls whose methods the tests say."""
+"""gRPC-Web by itself: real sockets, calls whose methods the tests say (web/health.py)."""
 
 import asyncio
 import base64
@@ -10,45 +10,15 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from klein.v1 import image_pb2
 from kleinserve import errors
-from kleinserve.errors import KleinError, Violation
+from kleinserve.errors import KleinError
 from kleinserve.rpc.call import Call
 
+from tests import refusals
 from tests.web.answers import BINARY, TEXT, Answer, asked, framed, opened, over_grpc, over_web
 from tests.web.ports import GENERATE, ports
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 ASKED = image_pb2.GenerateRequest(prompt="a circle")
-EVERY_ERROR = [
-    errors.InvalidField(Violation("options.width", "100; a multiple of 16"), Violation("prompt", "blank — 100 %\n")),
-    *(
-        kind(1, "is no image")
-        for kind in (errors.ReferenceUnreadable, errors.ReferenceUnsupported, errors.ReferenceTooLarge)
-    ),
-    errors.AlphaUnavailable("no background could be found"),
-    errors.QueueFull("256 requests are waiting", retry_seconds=2.5),
-    errors.QuotaExceeded("web", "requests_max", 3, 1.0),
-    errors.AcceleratorOutOfMemory("not enough memory", retry_seconds=1.0),
-    errors.DeadlineUnreachable("9 s are needed", retry_seconds=7.25),
-    errors.DeadlineImpossible("9 s are needed"),
-    errors.DeadlinePassed("the deadline passed"),
-    errors.NotReady(),
-    errors.Draining(),
-    errors.LedgerUnavailable(),
-    errors.IdempotencyKeyReused("another request has it"),
-    errors.UnknownKey("no job has it"),
-    errors.ResultGone("it was delivered", metadata={"cost_microusd": "14000"}),
-    errors.Unauthenticated("no token", "none"),
-    errors.PermissionDenied("only an admin"),
-    errors.Cancelled("an operator cancelled it"),
-    errors.ReaderStalled("nothing was read"),
-    errors.NotImplementedHere("no ledger"),
-    errors.Internal("internal error"),
-]
-
-
-def leaves(kind: type[KleinError]) -> set[type[KleinError]]:
-    below = [leaves(each) for each in kind.__subclasses__()]
-    return set().union(*below) if below else {kind}
 
 
 def comparable(answer: Answer) -> tuple[object, ...]:
@@ -67,11 +37,6 @@ def comparable(answer: Answer) -> tuple[object, ...]:
     return answer.messages, answer.code, answer.message, status, details, trailing
 
 
-def test_the_table_has_every_error() -> None:
-    """A new error of the server's must join this table."""
-    assert {type(error) for error in EVERY_ERROR} == leaves(KleinError)
-
-
 @pytest.mark.parametrize("is_begun", [False, True])
 @pytest.mark.parametrize("kind", [BINARY, TEXT])
 async def test_every_error_equals_grpcs(kind: str, is_begun: bool) -> None:
@@ -85,7 +50,7 @@ async def test_every_error_equals_grpcs(kind: str, is_begun: bool) -> None:
         raise wanted[0]
 
     async with ports(fail) as port:
-        for error in EVERY_ERROR:
+        for error in refusals.EVERY:
             wanted[:] = [error]
             there, here = await over_grpc(port.grpc, GENERATE, ASKED), await over_web(port.web, GENERATE, ASKED, kind)
             assert comparable(here) == comparable(there), error.reason

@@ -1,4 +1,4 @@
-"""OpenAI's Images API by the official `openai` package, unmodified, against a real server."""
+"""OpenAI's Images API by the official `openai` package (web/openai/{answers,endpoints,fields,refusals}.py)."""
 
 import base64
 import hashlib

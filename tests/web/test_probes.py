@@ -1,4 +1,4 @@
-"""The metrics port over real sockets. Covers server/kleinserve/web/probes.py."""
+"""The metrics port over real sockets."""
 
 import asyncio
 import json

@@ -4,7 +4,7 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-MU_FIXED = 2.02  # the official mu of 4 steps at 1024 × 1024
+MU_FIXED = 2.02  # the official mu of 50 steps at 1024 × 1024
 MU_TOKENS_MAX = 4300  # above this the official formula drops sharply (1,100,800 px)
 
 
