@@ -164,3 +164,34 @@ libc.malloc_stats()
     assert done.stdout == f"{expected}\n"
     used = len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE))
     assert used == 1 if expected else used > 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_kept"),
+    [
+        ({}, True),
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=9"}, False),
+    ],
+)
+def test_freed_memory_is_kept(environment: dict[str, str], is_kept: bool) -> None:
+    """What was freed is used again without a page fault, unless the environment tells glibc otherwise."""
+    script = """
+import ctypes, resource
+from kleinserve import process
+print(process.keep_freed())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.memset.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes, size = [ctypes.c_void_p], 30 << 20
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [libc.malloc(size) for _ in range(3)]
+    for block in blocks: libc.memset(block, 1, size)
+    for block in blocks: libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+print(sum(faults() for _ in range(10)) < first)
+"""
+    known = {name: value for name, value in os.environ.items() if not re.match("MALLOC_|GLIBC_", name)}
+    done = subprocess.run([sys.executable, "-c", script], env=known | environment, capture_output=True, text=True)
+    assert done.stdout == f"{is_kept}\n{is_kept}\n", done.stderr

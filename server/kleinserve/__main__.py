@@ -131,6 +131,7 @@ def _config(arguments: "argparse.Namespace") -> "Config":
 def _serve(arguments: "argparse.Namespace") -> int:
     config = _config(arguments)
     process.limit_arenas(config.malloc_arenas)
+    process.keep_freed()
     home = process.settle_home()
     for name, value in (
         ("TOKENIZERS_PARALLELISM", "false"),
