@@ -170,9 +170,10 @@ async def test_rotation_under_load(secured: Secured) -> None:
                 await asyncio.sleep(0.05)
 
     async with secured.client(TOKENS["web"]) as klein:
-        streams = [klein.generate("a star", size=(128, 128), steps=20, seed=seed) for seed in range(4)]
-        for stream in streams:
-            await anext(aiter(stream.previews()))
+        begun = [asyncio.Event() for _ in range(4)]
+        running = [asyncio.create_task(_image(klein, seed, event)) for seed, event in enumerate(begun)]
+        for event in begun:
+            await event.wait()
         before = counted("callers", "ok")
         (secured.folder / "callers.toml").write_text(callers_file(TOKENS | {"web": "a-new-token"}))
         await changed("callers", "ok", before)
@@ -190,11 +191,17 @@ async def test_rotation_under_load(secured: Secured) -> None:
         await changed("certificates", "ok", before)
         async with secured.client("a-new-token") as renewed:
             await renewed.capabilities()
-        for stream in streams:
-            assert (await stream).data
+        assert all(image.data for image in await asyncio.gather(*running))
     before = counted("callers", "ok")
     (secured.folder / "callers.toml").write_text(callers_file())
     await changed("callers", "ok", before)
+
+
+async def _image(klein: AsyncClient, seed: int, begun: asyncio.Event) -> kleinclient.Image:
+    stream = klein.generate("a star", size=(128, 128), steps=20, seed=seed)
+    async for _ in stream.previews():
+        begun.set()
+    return await stream.result()
 
 
 @pytest.fixture(scope="module")
