@@ -32,6 +32,7 @@ from kleinserve.desk.desk import Asked, Desk, Stream
 from kleinserve.desk.kept import Shelf
 from kleinserve.desk.keys import KeyRing
 from kleinserve.desk.lifecycle import Lifecycle
+from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Cancelled, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
@@ -150,7 +151,7 @@ class Stage:
             self.intake,
             self.books,
             self.ring,
-            Quota(lambda: 0),
+            SharedQuota(Quota(lambda: 0), None),
             self.lifecycle,
             config,
             self.metrics,

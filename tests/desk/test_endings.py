@@ -35,6 +35,7 @@ from kleinserve.desk.desk import Asked, Desk, Stream
 from kleinserve.desk.kept import Kept, Shelf
 from kleinserve.desk.keys import KeyRing
 from kleinserve.desk.lifecycle import Lifecycle
+from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Cancelled, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
@@ -126,7 +127,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
     shelf = Shelf(80 * len(IMAGE.data), 60.0, time.monotonic, evict)  # ten of them for a caller
     ring = KeyRing(keys, shelf, FACTS, metrics)
-    quota = Quota(time.monotonic_ns)
+    quota = SharedQuota(Quota(time.monotonic_ns), None)
     desk = Desk(backend, NoIntake(), books, ring, quota, lifecycle, config, metrics)
     await backend.start(lifecycle.become)
     yield House(desk, backend, ledger, metrics, shelf)
