@@ -231,7 +231,7 @@ export = prune = migrate = main
         (
             ["envoy-config", "--replica", "a:1", "--replica", "b:2", "--port", "3"],
             "web.envoy",
-            "['a:1', 'b:2'] 3 None None",
+            "['a:1', 'b:2'] 3 None None []",
         ),
     ],
 )
