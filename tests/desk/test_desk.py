@@ -113,7 +113,6 @@ async def test_nothing_is_left_of_what_is_refused(where: str, error: KleinError)
             stage.lifecycle.become(State.DRAINING)
         case "ledger":
             stage.ledger.is_up = False
-<<<<<<< HEAD
     places = stage.waiting
     with pytest.raises(type(error)):
         await stage.open(draft=draft, caller=LIMITED)
@@ -122,16 +121,6 @@ async def test_nothing_is_left_of_what_is_refused(where: str, error: KleinError)
     assert await stage.keys.find("web", "k") is None
     assert (stage.ring._held, stage.shelf.bytes) == ({}, 0)
     stage.desk._quota.join(LIMITED).release(ran=False, by_server=False)
-=======
-    places = stage.desk._reception._places.requests
-    with pytest.raises(type(error)):
-        await stage.open(draft=draft, caller=LIMITED)
-    assert stage.desk._reception._places.requests == places
-    assert [job["request_id"] for job in stage.desk.shown() if job["request_id"] == "a"] == []
-    assert await stage.keys.find("web", "k") is None
-    assert (stage.ring._held, stage.shelf.bytes) == ({}, 0)
-    (await stage.desk._quota.admit(LIMITED, 1)).release(ran=False, by_server=False)
->>>>>>> proofs
     assert stage.ledger.records == []
 
 
@@ -148,19 +137,11 @@ async def test_who_gives_up_while_it_is_read_leaves_nothing(stage: Stage) -> Non
     """A call that is cancelled while its references are decoded gives everything back, its key too."""
     stage.intake.gate.clear()
     opening = asyncio.ensure_future(stage.open(draft=drafted("k", references=1), caller=LIMITED))
-<<<<<<< HEAD
     await stage.until(lambda: stage.waiting)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
     assert (stage.waiting, stage.ring._held) == (0, {})
-=======
-    await stage.until(lambda: stage.desk._reception._places.requests)
-    opening.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await opening
-    assert (stage.desk._reception._places.requests, stage.ring._held) == (0, {})
->>>>>>> proofs
     assert await stage.keys.find("web", "k") is None
 
 
@@ -253,11 +234,7 @@ async def test_the_same_at_once_waits_for_the_first(stage: Stage) -> None:
     """While the first is still read, the second is held; admitted they are one job."""
     stage.intake.gate.clear()
     opening = [asyncio.ensure_future(stage.open(name, draft=drafted("k", references=1))) for name in "ab"]
-<<<<<<< HEAD
     await stage.until(lambda: stage.waiting)
-=======
-    await stage.until(lambda: stage.desk._reception._places.requests)
->>>>>>> proofs
     stage.intake.gate.set()
     first, second = await asyncio.gather(*opening)
     assert first.job is second.job
@@ -267,11 +244,7 @@ async def test_the_second_takes_over_when_the_first_is_refused(stage: Stage) -> 
     """Whoever waited for a request that came to nothing is served itself."""
     stage.intake.gate.clear()
     first, second = (asyncio.ensure_future(stage.open(name, draft=drafted("k", references=1))) for name in "ab")
-<<<<<<< HEAD
     await stage.until(lambda: stage.waiting)
-=======
-    await stage.until(lambda: stage.desk._reception._places.requests)
->>>>>>> proofs
     first.cancel()
     stage.intake.gate.set()
     stream = await second
