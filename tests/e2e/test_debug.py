@@ -57,9 +57,10 @@ async def calls(guarded: Serving) -> AsyncIterator[list[Any]]:
     """Two requests of the caller `web`, one that runs and one that waits."""
     async with opened(guarded.target) as channel:
         stub, token = image_pb2_grpc.ImageServiceStub(channel), (("authorization", "Bearer webs"),)
-        started = [stub.Generate(generate(seed, steps=ENDLESS), metadata=token) for seed in range(2)]
-        await until(started[0], "progress")
-        await until(started[1], "queued")
+        started = []
+        for seed, kind in enumerate(("progress", "queued")):
+            started.append(stub.Generate(generate(seed, steps=ENDLESS), metadata=token))
+            await until(started[-1], kind)
         yield started
         for call in started:
             call.cancel()

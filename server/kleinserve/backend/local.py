@@ -183,9 +183,15 @@ class Local:
         """Tell positions at a bounded rate, and the progress to whoever has heard nothing for long."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            self._tell_positions()
-            now = self._loop.time()
-            for work, told in list(self._told.items()):
-                if work.started is not None and now - told >= _PROGRESS_SECONDS:
-                    render, left = work.render, self._scheduler.remaining(work)
-                    self._post(work, Progress(render.steps_done, render.total_steps, left))
+            try:
+                self._tell_positions()
+                self._repeat_progress()
+            except Exception:  # what is told now and then must not end for good
+                log.exception("reminding failed")
+
+    def _repeat_progress(self) -> None:
+        now = self._loop.time()
+        for work, told in list(self._told.items()):
+            if work.started is not None and now - told >= _PROGRESS_SECONDS:
+                render, left = work.render, self._scheduler.remaining(work)
+                self._post(work, Progress(render.steps_done, render.total_steps, left))
