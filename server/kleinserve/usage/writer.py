@@ -148,7 +148,8 @@ class Writer:
         kept: list[_Write] = []
         pause = 0.0
         while not (pause and self._is_closing) and time.monotonic() < self._close_at:
-            batch = kept + self._take(pause, len(kept))
+            taken = self._take(pause, len(kept))  # after the pause: nobody waits any more for what is late then
+            batch = _without_late(kept) + taken
             if not batch and self._is_closing:
                 break
             if batch or pause:
