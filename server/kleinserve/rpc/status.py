@@ -3,12 +3,17 @@
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 from kleinserve.errors import KleinError, QuotaExceeded
 
 DOMAIN = "klein.v1"
-CODES = dict(code_pb2.Code.items())  # numbers by gRPC's names
+CODES = {  # numbers by gRPC's names
+    name: number
+    for number, name in enumerate(
+        ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"]
+    )
+}
 # Message and details together stay under 4 KiB; ErrorInfo, RetryInfo and the types' names take about 300 bytes.
 _MESSAGE_BYTES_MAX = 800
 _VIOLATIONS_BYTES_MAX = 2900  # every field of a request; only unknown fields can be more
@@ -21,7 +26,7 @@ class Answered(KleinError):
     def __init__(self, answer: status_pb2.Status):
         super().__init__(answer.message)
         self.answer = answer
-        self.status = code_pb2.Code.Name(answer.code)
+        self.status = list(CODES)[answer.code]
         for detail in answer.details:
             info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
             if detail.Unpack(info):
