@@ -309,7 +309,7 @@ class Desk:
     def cancel_request(self, request_id: str) -> bool:
         """End a request in its caller's place; False: there is none, or its image is billed and on its way."""
         job = self._jobs.get(request_id)
-        if job is None or job.stage is Stage.OVER:
+        if job is None or job.error is not None:
             return False
         self.end(job, Cancelled("an operator cancelled it"))
         return job.stage is Stage.OVER

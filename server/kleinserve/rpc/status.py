@@ -8,12 +8,12 @@ from google.rpc import error_details_pb2, status_pb2
 from kleinserve.errors import KleinError, QuotaExceeded
 
 DOMAIN = "klein.v1"
-CODES = {  # numbers by gRPC's names
-    name: number
-    for number, name in enumerate(
-        ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"]
-    )
-}
+_NAMES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+CODES = {name: number for number, name in enumerate(_NAMES)}  # numbers by gRPC's names
 # Message and details together stay under 4 KiB; ErrorInfo, RetryInfo and the types' names take about 300 bytes.
 _MESSAGE_BYTES_MAX = 800
 _VIOLATIONS_BYTES_MAX = 2900  # every field of a request; only unknown fields can be more
@@ -26,7 +26,7 @@ class Answered(KleinError):
     def __init__(self, answer: status_pb2.Status):
         super().__init__(answer.message)
         self.answer = answer
-        self.status = list(CODES)[answer.code]
+        self.status = _NAMES[answer.code]
         for detail in answer.details:
             info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
             if detail.Unpack(info):
