@@ -98,6 +98,13 @@ def serving() -> Iterator[Serving]:
         yield server
 
 
+@pytest.fixture
+def sharing() -> Iterator[Serving]:
+    """A server whose steps have room for many, however fast the machine was found to be."""
+    with served(KLEINSERVE_STEP_TOKENS_MAX="8192") as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def faulty() -> Iterator[Serving]:
     """A server that fails on purpose (faults.py), waits a second for a reader and sends images in small pieces."""
