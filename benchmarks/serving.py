@@ -70,7 +70,7 @@ def started(command: Sequence[str], environment: Mapping[str, str], log: Path) -
     ):
         server = _announced(process)
         if server is None:
-            raise RuntimeError(f"{' '.join(command)} did not start; {log} says why")
+            raise RuntimeError(f"{' '.join(command)} did not start:\n{log.read_text()[-3000:]}")
         try:
             yield server
         finally:

@@ -14,14 +14,23 @@ from tests.e2e.calls import NARROW, final, generate, opened, refused, until
 from tests.e2e.conftest import ENDLESS, served
 
 STEPS_UNREAD = 20  # the previews of so many are more than a narrow window and all buffers hold
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def watched(channel: grpc.aio.Channel) -> None:
+Health = grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+
+async def watching(channel: grpc.aio.Channel) -> Health:
+    """A watch of the server's health that has told that it serves."""
+    watch: Health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == SERVING
+    return watch
+
+
+async def ended(watch: Health) -> None:
     """Wait until the server says that it does not serve any more."""
-    async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
-        if answer.status == NOT_SERVING:
-            return
+    while (await watch.read()).status != NOT_SERVING:
+        pass
 
 
 async def test_notice_and_grace() -> None:
@@ -34,8 +43,9 @@ async def test_notice_and_grace() -> None:
             await until(running, "progress")
             unread = image_pb2_grpc.ImageServiceStub(narrow).Generate(ahead)
             await until(unread, "started")
+            health = await watching(channel)
             server.process.send_signal(signal.SIGINT)
-            await watched(channel)
+            await ended(health)
             assert server.page("/readyz") == (503, "draining\n")
             assert server.page("/healthz") == (200, "draining\n")
             await final(channel, generate())  # routers need a moment to look elsewhere
@@ -68,8 +78,9 @@ async def test_second_signal() -> None:
         async with opened(server.target) as channel:
             call = image_pb2_grpc.ImageServiceStub(channel).Generate(generate(0, (256, 256), ENDLESS))
             await until(call, "progress")
+            health = await watching(channel)
             server.process.send_signal(signal.SIGINT)
-            await watched(channel)
+            await ended(health)
             server.process.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(server.process.wait, 25) == 128 + signal.SIGTERM  # the grace is 30 s
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -1,6 +1,6 @@
 """What inductor makes of klein 4B's blocks for an H200 where there is no GPU: how many kernels, and guarded by what.
 
-    python -m tests.fake_cuda.inductor TRITON
+    PYTHONPATH=TRITON python -m tests.fake_cuda.inductor
 
 prints it as JSON. TRITON: a directory with the triton package, whose source code is generated and never compiled. Real
 tensors on the CPU pass for CUDA ones while the compiler looks at them; what it makes ends at its first allocation.
@@ -8,7 +8,6 @@ tensors on the CPU pass for CUDA ones while the compiler looks at them; what it 
 
 import ctypes
 import json
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from kleinserve.engine.attention import PackedDoubleProcessor, PackedSingleProce
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.fx_passes import fuse_attention, misc_patterns, pad_mm
 from torch._inductor.graph import GraphLowering
+from torch.utils import _triton
 
 from tests.fake_cuda.fakes import guard
 
@@ -79,11 +79,10 @@ class Seen:
     refused: set[str] = field(default_factory=set)
 
 
-def install(triton: str, seen: Seen) -> None:
+def install(seen: Seen) -> None:
     """Have torch and triton say that there is an H200, and keep what inductor generates."""
     with tempfile.TemporaryDirectory() as directory:
         ctypes.CDLL(str(guard(Path(directory))))
-    sys.path.insert(0, triton)
     import triton.runtime.driver as driver  # type: ignore[import-not-found]
 
     driver.set_active(Driver())
@@ -113,6 +112,7 @@ def install(triton: str, seen: Seen) -> None:
         (pad_mm, "_pad_mm_init"),
     ):
         setattr(passes, name, lambda *_, **__: None)  # they try patterns on the device
+    _triton.has_triton.cache_clear()  # somebody asked while there was none
     inductor: Any = AsyncCompile
     inductor.triton = lambda self, name, source, device_str="cuda": seen.kernels.append(name) or (lambda *_, **__: None)
     inductor.wait = lambda self, scope: None
@@ -192,8 +192,8 @@ def blocks() -> dict[str, Any]:
     return called(1) | called(2)
 
 
-def main(triton: str) -> None:
-    install(triton, seen := Seen())
+def main() -> None:
+    install(seen := Seen())
     made = {}
     for name, call in blocks().items():
         seen.kernels, seen.refused = [], set()
@@ -209,4 +209,4 @@ def main(triton: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
