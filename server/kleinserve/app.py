@@ -201,6 +201,7 @@ class _Server:
         await self._desk.drain(grace)
         await self._calls.drain(max(0.1, ends - time.monotonic()), cause)
         await self._backend.drain(SPARE_SECONDS)
+        going.append(asyncio.create_task(self._grpc.stop(SPARE_SECONDS)))  # watches of our health would stay
         if self._web is not None:  # until here it says DRAINING to whoever comes
             going.append(asyncio.create_task(self._web.stop(SPARE_SECONDS)))
         await asyncio.gather(*going)

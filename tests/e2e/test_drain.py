@@ -72,6 +72,16 @@ async def test_stuck_reader(tmp_path: Path) -> None:
     assert [(end["code"], end["reason"]) for end in ends] == [("UNAVAILABLE", "DRAINING")]
 
 
+async def test_watcher() -> None:
+    """Who watches the server's health, as clients that balance do, does not hold up the end of an idle one."""
+    with served() as server:
+        async with opened(server.target) as channel:
+            health = await watching(channel)
+            server.process.send_signal(signal.SIGTERM)
+            await ended(health)
+            assert await asyncio.to_thread(server.process.wait, 20) == 0  # the grace is 30 s
+
+
 async def test_second_signal() -> None:
     """A second signal ends a draining server at once; its callers see a lost connection."""
     with served(KLEINSERVE_MAX_STEPS=str(ENDLESS)) as server:
