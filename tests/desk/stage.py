@@ -1,6 +1,7 @@
 """A real desk whose backend, decoding and ledger do what a test says, when it says so."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -133,17 +134,21 @@ class GatedKeys(MemoryKeys):
         await super().commit(record, entry)
 
 
+def never(seconds: float, function: Callable[[], None]) -> None:
+    """Call it later, by a clock that stands still."""
+
+
 class Stage:
     """A ready desk on the running event loop, and its parts. `settings` over small bounds."""
 
     def __init__(self, **settings: Any):
-        config = load({"queue_requests_max": 100, "kept_bytes_max": 8 * 100_000, **settings})
+        config = load({"queue_requests_max": 100, "kept_bytes_max": 8 * 200_000, **settings})
         self.metrics, self.lifecycle, self.backend = Metrics(), Lifecycle(), ScriptedBackend()
         self.intake, self.ledger = ScriptedIntake(), OpenLedger()
         self.intake.gate.set()
         self.ledger.gate.set()
         self.keys = GatedKeys(self.ledger)
-        self.shelf = Shelf(config.kept_bytes_max, 60.0, lambda: 0.0, lambda kept: self.ring.evict(kept))
+        self.shelf = Shelf(config.kept_bytes_max, 60.0, lambda: 0.0, never, lambda kept: self.ring.evict(kept))
         self.ring = KeyRing(self.keys, self.shelf, FACTS, self.metrics)
         self.books = Books(self.ledger, self.keys, configured(config), "scripted", self.metrics)
         self.desk = Desk(

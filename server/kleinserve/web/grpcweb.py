@@ -35,7 +35,7 @@ class GrpcWeb:
             return
         answer, config = Answer(exchange), self._calls.config
         try:
-            body = await answer.message(config.request_bytes_max, config.reader_stall_seconds)
+            body = [await answer.message(config.request_bytes_max, config.reader_stall_seconds)]
         except ReaderGone:
             exchange.connection.abort()
         except Unusable as error:  # as gRPC's own refusals: without details
@@ -43,11 +43,11 @@ class GrpcWeb:
         else:
             await exchange.while_read(self._serve(exchange.scope["path"], body, answer))
 
-    async def _serve(self, path: str, body: bytes, answer: "Answer") -> None:
+    async def _serve(self, path: str, body: list[bytes], answer: "Answer") -> None:
         if path in self._calls.methods:
             await self._calls.serve(path, body, answer)
         elif path in self._health:
-            await self._health.serve(path, body, answer)
+            await self._health.serve(path, body.pop(), answer)
         else:
             await answer.end("UNIMPLEMENTED", "Method not found!")
         await answer.end("OK")
