@@ -48,8 +48,8 @@ class Open:
         return self.metrics.registry.get_sample_value("klein_cost_microusd_total", labels)
 
 
-async def new(url: str, timeout_seconds: float = 5.0, owner_seconds: float = 3600) -> Open:
-    ledger, metrics = SqlLedger(url, timeout_seconds=timeout_seconds), Metrics()
+async def new(url: str, owner_seconds: float = 3600) -> Open:
+    ledger, metrics = SqlLedger(url), Metrics()
     keys = await SqlKeys.open(ledger, key_seconds=3600, keys_max=100, owner_seconds=owner_seconds)
     return Open(Books(ledger, keys, Price(14_000, 1_000, 0, "test"), "mini", metrics), ledger, keys, metrics)
 

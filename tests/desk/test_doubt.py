@@ -20,7 +20,6 @@ from tests.usage.postgres import Postgres
 from tests.usage.slow import Where, held
 from tests.usage.some import rows
 
-TIMEOUT_SECONDS = 1.0
 LANDED = [("record", "delivered", True)]
 RECORDS = "SELECT record_id, outcome, billable FROM record"
 FAILED = UsageTotal("anonymous", Operation.GENERATE, 1, 0, 0, 0, 0)
@@ -29,7 +28,7 @@ everywhere = pytest.mark.parametrize("where", get_args(Where))
 
 @pytest.fixture
 async def opened(url: str) -> AsyncIterator[Open]:
-    made = await new(url, timeout_seconds=TIMEOUT_SECONDS)
+    made = await new(url)
     await made.records()
     yield made
     await made.books.close()
@@ -104,7 +103,7 @@ async def test_who_has_read_it_reads_what_became_of_it(
 async def test_another_server_has_it_by_then(postgres: Postgres) -> None:
     """A server that takes the key over while the first hangs has the record too: it stays, and is counted, once."""
     url = postgres.database()
-    first, second = [await new(url, timeout_seconds=TIMEOUT_SECONDS, owner_seconds=1.0) for _ in range(2)]
+    first, second = [await new(url, owner_seconds=1.0) for _ in range(2)]
     job = drawn()
     job.entry = await claimed(first)
     with held(first.ledger, "commit"):

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, event
 
 Where = Literal["statement", "commit", "lost"]
 SECONDS_MAX = 60.0
+TIMEOUT_SECONDS = 1.0  # enough to come to the COMMIT, and soon over
 
 
 class Hang:
@@ -42,12 +43,14 @@ class Hang:
 @contextmanager
 def held(ledger: SqlLedger, where: Where) -> Iterator[Hang]:
     """The next transaction hangs: before a statement; in its COMMIT, durable already; or there, and then the connection
-    is lost, so that nobody hears how it ended.
+    is lost, so that nobody hears how it ended. Whoever waits meanwhile gives up after a second.
     """
-    hang, engine = Hang(where), ledger.writer._engine
+    hang, writer, engine = Hang(where), ledger.writer, ledger.writer._engine
+    timeout_seconds, writer._timeout = writer._timeout, TIMEOUT_SECONDS
     event.listen(engine, "before_cursor_execute", hang.statement)
     event.listen(engine, "commit", hang.commit)
     try:
         yield hang
     finally:
         hang.release.set()
+        writer._timeout = timeout_seconds

@@ -119,7 +119,7 @@ async def test_without_the_database(postgres: Postgres) -> None:
 @pytest.mark.parametrize("is_cancelled", [True, False])
 async def test_nobody_hears_of_what_was_taken(url: str, is_cancelled: bool) -> None:
     """Megapixels whose request was cancelled, or timed out, while they were being taken come back."""
-    ledger = SqlLedger(url, timeout_seconds=1.0)
+    ledger = SqlLedger(url)
     quota = SharedQuota(Quota(lambda: 0), SqlBuckets(ledger))
     with held(ledger, "commit") as hang:
         admission = asyncio.create_task(quota.admit(WEB, 6))

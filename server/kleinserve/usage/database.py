@@ -125,6 +125,7 @@ def migrate(engine: Engine) -> None:
     """Bring the schema up to date, in one transaction. Raises: BadLedger, where it is newer than this server."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # Python may be slow
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         if _age(connection) != "current":
             alembic.command.upgrade(alembic_config(connection), "head")
