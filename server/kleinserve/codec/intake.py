@@ -117,7 +117,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """What Python needs, and none of the server's settings: whoever takes a worker over finds no password there."""
+    """What Python needs, and none of the server's settings: no password lies in the memory of a worker."""
     inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
     return inherited | {"OPENBLAS_NUM_THREADS": "1"}  # a process with threads does not fork well
 

@@ -40,7 +40,8 @@ class SqlBuckets:
     async def take(self, caller: str, megapixels: int, limit: int) -> Taken:
         """Take so many megapixels of a bucket that holds `limit` and refills in a minute.
 
-        What is taken when this has failed, or was cancelled, is given back as soon as that is known.
+        What was taken although this has failed, or was cancelled, is given back as soon as that is known. Of a
+        connection lost in its COMMIT it never is; the next minute repays that.
         Raises: QuotaExceeded, whose `retry_seconds` is when they fit, rounded up to a millisecond; LedgerUnavailable.
         """
         grains = megapixels * GRAINS
