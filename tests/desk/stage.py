@@ -37,7 +37,7 @@ from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Cancelled, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
-from kleinserve.usage.keys import MemoryKeys
+from kleinserve.usage.keys import Entry, MemoryKeys
 from kleinserve.usage.ledger import NoLedger
 from kleinserve.usage.price import configured
 
@@ -104,7 +104,7 @@ class ScriptedIntake:
 
 @dataclass
 class OpenLedger(NoLedger):
-    """Keeps what is committed, when `gate` is open, or fails; and what is noted."""
+    """Keeps what is committed, when `gate` is open, or fails; what it is to keep at once; and what is noted."""
 
     records: list[UsageRecord] = field(default_factory=list)
     noted: list[UsageRecord] = field(default_factory=list)
@@ -116,6 +116,9 @@ class OpenLedger(NoLedger):
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
+        self.records.append(record)
+
+    def keep(self, record: UsageRecord, instead_of: str = "") -> None:
         self.records.append(record)
 
     def note(self, record: UsageRecord) -> None:
@@ -132,6 +135,9 @@ class GatedKeys(MemoryKeys):
     async def commit(self, record: UsageRecord, entry: Any) -> None:
         await self._ledger.commit(record)
         await super().commit(record, entry)
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        self._ledger.keep(failed)
 
 
 def never(seconds: float, function: Callable[[], None]) -> None:
@@ -181,7 +187,7 @@ class Stage:
 
     async def idle(self) -> None:
         """Until no job is left, and all is written."""
-        await self.until(lambda: not self.desk.shown() and not self.books._tasks)
+        await self.until(lambda: not self.desk.shown())
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

@@ -100,7 +100,15 @@ class Keys(Protocol):
     async def commit(self, record: UsageRecord, entry: Entry) -> None:
         """Record `record` and make the won RUNNING `entry` COMMITTED, both or neither, durable; again changes nothing.
 
-        Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `free` and `claim` respect.
+        Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `abandon` mends.
+        """
+        ...
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """The commit of the record `doubted_id` failed: forget the key, and write `failed` in that record's place.
+
+        Where another server has taken the key over with that record, both are left to it: instead, `taken_over` is
+        called, from any thread. Not awaited, in order, kept through outages.
         """
         ...
 
@@ -163,6 +171,9 @@ class MemoryKeys:
             raise LostOwnership("the key was given up")
         if present.state is KeyState.RUNNING:
             self._put(replace(present, state=KeyState.COMMITTED, record_id=record.record_id, usage=record.usage))
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """No commit fails."""
 
     def delivered(self, entry: Entry) -> None:
         """As the protocol says."""

@@ -7,7 +7,7 @@ writes between what it reads and what it writes. So reading an entry, deciding a
 import functools
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -92,6 +92,11 @@ class SqlKeys:
     async def commit(self, record: UsageRecord, entry: Entry) -> None:
         """As the protocol says."""
         await self._ledger.timed(partial(self._commit, record=record, entry=entry))
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """As the protocol says."""
+        abandon = partial(self._abandon, entry=entry, failed=failed, doubted_id=doubted_id)
+        self._writer.post(abandon, lambda is_done: None if is_done else taken_over())
 
     def delivered(self, entry: Entry) -> None:
         """As the protocol says."""
@@ -209,6 +214,15 @@ class SqlKeys:
             if connection.execute(select(JOB.c.state).where(*again)).one_or_none() is None:
                 raise LostOwnership("the key is no longer this server's")
         records.add(connection, record)
+
+    def _abandon(self, connection: Connection, entry: Entry, failed: UsageRecord, doubted_id: str) -> bool:
+        """False: another server has the key and the record."""
+        doubted = [*_of(entry.caller, entry.key, entry.request_id), JOB.c.record_id == doubted_id]
+        self._delete(connection, [*doubted, *self._is_mine()])
+        if connection.execute(select(JOB.c.state).where(*doubted)).one_or_none() is not None:
+            return False
+        records.replace(connection, doubted_id, failed)
+        return True
 
     def _delete(self, connection: Connection, conditions: list[ColumnElement[bool]]) -> None:
         self._count -= connection.execute(delete(JOB).where(*conditions)).rowcount
