@@ -101,7 +101,7 @@ def test_a_large_job_joins_small_ones_only_where_many_wait() -> None:
 
 
 def test_nobody_joins_for_whom_a_deadline_would_be_missed() -> None:
-    """With a tenth of a second to spare in each of its four steps, one such job joins; too late, it keeps nobody out."""
+    """With a tenth of a second to spare in each of its four steps, one joins it; a hopeless one keeps nobody out."""
     other, tight = standing(step=0.1, remaining=0.5), standing(deadline=1.44, remaining=1.0, steps_left=4)
     assert len(pick([other] * 9, 0.0, 8192, 1.0)) == 9
     assert pick([tight, other, other], 0.0, 8192, 1.0) == [0, 1]

@@ -133,7 +133,7 @@ async def test_nobody_hears_of_what_was_taken(url: str, is_cancelled: bool) -> N
     ledger = SqlLedger(url)
     quota = SharedQuota(Quota(lambda: 0), SqlBuckets(ledger))
     with held(ledger, "commit") as hang:
-        admission = asyncio.create_task(quota.admit(WEB, 6))
+        admission = asyncio.create_task(admit(quota, WEB, 6))
         await asyncio.to_thread(hang.began.wait)
         if is_cancelled:
             admission.cancel()
@@ -141,5 +141,5 @@ async def test_nobody_hears_of_what_was_taken(url: str, is_cancelled: bool) -> N
             await admission
         assert rows(url, "SELECT debt_grains > 0 FROM bucket") == [(True,)]
     await ledger.writer.run(lambda connection: None)  # behind what hung
-    await quota.admit(WEB, 6)
+    await admit(quota, WEB, 6)
     await ledger.close()
