@@ -67,8 +67,8 @@ def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> l
     """The jobs' indices, who goes first first.
 
     Whose deadline is near, earliest first. With `aged_first` who is nearly due by its age. Then interactive ones that
-    have shown nothing yet: oldest first. Then by priority, the caller first who has had least, each with its shortest first.
-    Last, what is too late for its deadline anyway.
+    have shown nothing yet, oldest first. Then by priority, the caller first who has had least, each with its shortest
+    first. Last, what is too late for its deadline anyway.
     """
     asked: dict[tuple[int, Account], float] = defaultdict(float)  # seconds of a caller's jobs that go before
     ranks: list[tuple[tuple[float, ...], int]] = []
