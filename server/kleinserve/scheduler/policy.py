@@ -70,6 +70,7 @@ def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> l
     have shown nothing yet, oldest first. Then by priority, the caller first who has had least, each with its shortest
     first. Last, what is too late for its deadline anyway.
     """
+    pressed = _pressed(jobs, now)
     asked: dict[tuple[int, Account], float] = defaultdict(float)  # seconds of a caller's jobs that go before
     ranks: list[tuple[tuple[float, ...], int]] = []
     for i in sorted(range(len(jobs)), key=lambda i: (jobs[i].remaining, jobs[i].arrived)):
@@ -78,8 +79,8 @@ def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> l
         asked[job.priority, job.account] += job.remaining
         if job.is_hopeless(now):
             rank: tuple[float, ...] = (4, job.arrived)
-        elif job.is_pressed(now):
-            rank = (0, job.due)
+        elif i in pressed:
+            rank = (0, job.deadline or 0.0)
         elif aged_first and job.is_aged(now):
             rank = (1, job.due)
         elif job.priority == INTERACTIVE and job.steps_done == 0:
@@ -88,6 +89,21 @@ def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> l
             rank = (3, job.priority, turn, job.remaining, job.arrived)
         ranks.append((rank, i))
     return [i for _, i in sorted(ranks)]
+
+
+def _pressed(jobs: Sequence[Standing], now: float) -> set[int]:
+    """Those that must go now for the sake of a deadline: of one that is near when those before it have had their time.
+
+    Many deadlines that are met one by one are missed when each waits until it is near by itself.
+    """
+    met = [i for i, job in enumerate(jobs) if job.deadline is not None and not job.is_hopeless(now)]
+    met.sort(key=lambda i: jobs[i].deadline or 0.0)
+    until, last = now, 0
+    for count, i in enumerate(met, 1):
+        if jobs[i].is_pressed(until):
+            last = count
+        until += jobs[i].remaining
+    return set(met[:last])
 
 
 def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float, *, aged_first: bool = True) -> list[int]:
