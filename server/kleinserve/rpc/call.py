@@ -197,7 +197,7 @@ class Calls:
     async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
-            call.caller = self._caller(call.transport)
+            call.caller = self.caller(call.transport)
             await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
@@ -214,7 +214,7 @@ class Calls:
             return Internal(f"internal error, request {call.request_id}")
         return None
 
-    def _caller(self, transport: Transport) -> Caller:
+    def caller(self, transport: Transport) -> Caller:
         """Who calls, or for whom a replica does. Raises: Unauthenticated, PermissionDenied."""
         name = transport.metadata.get(FORWARDED_CALLER)
         if name is None:

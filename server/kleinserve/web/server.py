@@ -18,6 +18,7 @@ from kleinserve.errors import BadConfig
 from kleinserve.identity.names import names_of_peer_certificate
 from kleinserve.web.http import CONNECTION
 
+CONNECTIONS_MAX = 512  # more are closed at once: what strangers hold of files and memory has an end
 IDLE_SECONDS = 75  # a connection without a request, or with an answer that nobody reads on, ends after this
 # Of an answer beyond what the network takes, here and in the kernel: that one would hold 4 MiB, and tell of its room in
 # leaps of 1 MiB. So a slow reader's patience is counted by what it takes itself.
@@ -93,6 +94,9 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+            return
         self.names = names_of_peer_certificate(transport.get_extra_info("peercert"))
         self.app_state = {**self.app_state, CONNECTION: self}
         self.loop.call_later(IDLE_SECONDS, self._cut, None, 0)

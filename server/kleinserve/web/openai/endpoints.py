@@ -43,7 +43,10 @@ class Images:
     async def serve(self, operation: str, parse: Parse, exchange: Exchange) -> None:
         config = self._calls.config
         try:
+            self._calls.caller(Kept(exchange, lambda _: None))  # before anything is held
             body = bytes(await exchange.body(config.request_bytes_max, config.reader_stall_seconds))
+        except KleinError as error:
+            await exchange.while_read(self._refuse(operation, exchange, error, 0))
         except BodyTooLarge:
             told = refusals.plain(f"over {config.request_bytes_max} bytes", "REQUEST_TOO_LARGE")
             await send_json(exchange, 413, told, {"x-should-retry": "false", "connection": "close"})
@@ -54,12 +57,9 @@ class Images:
 
     async def _answer(self, operation: str, parse: Parse, exchange: Exchange, body: bytes) -> None:
         try:
-            self._calls.authenticator.caller(exchange.credentials)  # before anything is parsed
             asked = await parse(body, Headers(scope=exchange.scope), self._model)
         except KleinError as error:
-            kept = Kept(exchange, lambda _: None)
-            await self._calls.serve_message(_SERVICE + operation, partial(_raise, error), len(body), kept)
-            await refuse(exchange, kept)
+            await self._refuse(operation, exchange, error, len(body))
             return
         if asked.fields.stream:
             stream, read = Stream(exchange, asked), partial(asked.message, 0, asked.fields.seed)
@@ -68,6 +68,12 @@ class Images:
         else:
             images, failed = await self._draw(operation, asked, len(body), exchange)
             await self._send(exchange, asked, images, failed)
+
+    async def _refuse(self, operation: str, exchange: Exchange, error: KleinError, message_bytes: int) -> None:
+        """What was refused before it was a call, told, counted and logged as one."""
+        kept = Kept(exchange, lambda _: None)
+        await self._calls.serve_message(_SERVICE + operation, partial(_raise, error), message_bytes, kept)
+        await refuse(exchange, kept)
 
     async def _draw(
         self, operation: str, asked: Asked, message_bytes: int, exchange: Exchange
