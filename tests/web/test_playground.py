@@ -52,7 +52,7 @@ def test_a_person_can(outcomes: dict[str, str], name: str) -> None:
 def test_a_person_with_a_token_can(browser: None, limited: Web) -> None:
     """Where there are callers the page asks for a token, uses it, and forgets it when it is loaded again.
 
-    Over plain HTTP from another machine's name, where browsers give pages no clipboard, requests are copied all the same.
+    Over plain HTTP from another name than localhost, where pages have no clipboard, requests are copied all the same.
     """
     assert done(limited.base, limited.metrics, TOKEN) == dict.fromkeys(NAMES_WITH_TOKEN, "ok")
 

@@ -11,12 +11,14 @@ from kleinserve.config import Config
 from kleinserve.core import (
     Caller,
     Draft,
+    EncodedImage,
     Failed,
     Finished,
     OnDisconnect,
     Priority,
 )
 from kleinserve.desk.books import Books, new_record_id
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.job import READERS_MAX, Job, Stage
 from kleinserve.desk.keys import Held, KeyRing, gone
 from kleinserve.desk.lifecycle import Lifecycle
@@ -61,6 +63,7 @@ class Desk:
         self._reception = Reception(backend, intake, quota, config)
         self._jobs: dict[str, Job] = {}
         self._place: dict[Job, Place] = {}
+        self._bundle: dict[Job, Bundle] = {}
         self._expiry: dict[Job, asyncio.TimerHandle] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -82,7 +85,9 @@ class Desk:
         digest = await self._ring.digest(draft)
         held = await self._ring.running(asked.caller.name, key, digest)
         if held is not None:
-            return self._join(held, asked, _terms(draft, asked))
+            stream = self._join(held, asked, _terms(draft, asked))
+            self._wait_for(stream.job, asked.bundle)
+            return stream
         held = self._ring.hold(asked.caller.name, key, digest)
         try:
             draft, request_id = await self._ring.claim(held, draft, asked.request_id)
@@ -94,7 +99,11 @@ class Desk:
     async def _new(self, draft: Draft, asked: Asked, held: Held | None) -> Stream:
         is_redraw = held is not None and held.is_redraw
         async with self._reception.receive(draft, asked, is_free=is_redraw) as received:
-            return await self._submit(self._job(received, asked, held), received.place, _terms(draft, asked), held)
+            job = self._job(received, asked, held)
+            stream = await self._submit(job, received.place, _terms(draft, asked), held)
+        self._bundle[job] = asked.bundle
+        asked.bundle.add(job, self._settle)
+        return stream
 
     def _join(self, held: Held, asked: Asked, terms: Terms) -> Stream:
         """A further stream of a job that runs, or whose image is kept."""
@@ -158,10 +167,14 @@ class Desk:
         self.end(job, DeadlinePassed("the deadline passed before the image was finished"))
 
     def end(self, job: Job, error: KleinError) -> None:
-        """End a job early; its backend stops at the next boundary and then says what was spent."""
-        if job.stage in (Stage.WAITING, Stage.RUNNING) and not job.is_committing:
-            job.fail(error)
+        """End a job early, and its bundle; its backend stops at the next boundary and then says what was spent."""
+        if job.stage not in (Stage.WAITING, Stage.RUNNING) or job.is_committing:
+            return
+        job.fail(error)
+        if job.last_word is None:
             self._backend.cancel(job.request.request_id)
+        else:  # its image was drawn, and waited for the others
+            self._close(job)
 
     async def attach(self, key: str, asked: Asked) -> Stream:
         """A stream of the caller's job with this key.
@@ -245,37 +258,63 @@ class Desk:
             job.grant.release(ran=job.started is not None, by_server=is_ours)
             if job.error is not None:
                 self._ring.end(job)
+                self._end_all(self._bundle.get(job), job.error)
+
+    def _end_all(self, bundle: Bundle | None, error: KleinError) -> None:
+        """One of its images will not be there: none is settled."""
+        for job in bundle.jobs if bundle is not None else ():
+            self.end(job, error)
+
+    def _wait_for(self, joined: Job, bundle: Bundle) -> None:
+        """An image of the bundle is one that another settles: its own are not settled before that is drawn."""
+
+        def spent() -> None:
+            if joined.error is None:
+                bundle.leave_out()
+            else:
+                self._end_all(bundle, joined.error)
+
+        joined.when_spent(spent)
 
     def _ended(self, job: Job, last: Finished | Failed) -> None:
-        """The backend's last word: settle and deliver the image, or record that there is none."""
+        """The backend's last word: settle the image with those of its bundle, or record that there is none."""
         if isinstance(last, Finished) and job.stage is not Stage.OVER:
-            task = self._loop.create_task(self._deliver(job, last))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._bundle[job].draw(job, last.image)
             return
         if isinstance(last, Failed):
             job.fail(last.error)
         self._close(job)
 
-    async def _deliver(self, job: Job, last: Finished) -> None:
-        """Nothing is sent before it is written down."""
-        if job.error is not None:  # it was ended before its commit began
-            self._close(job)
-            return
-        job.is_committing = True
+    def _settle(self, bundle: Bundle) -> None:
+        """From here on its images are billed, whoever leaves."""
+        for job in bundle.drawn:
+            job.is_committing = True
+        task = self._loop.create_task(self._deliver(bundle.drawn))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _deliver(self, drawn: dict[Job, EncodedImage]) -> None:
+        """Nothing is sent before all of it is written down."""
+        error: KleinError | None = None
         try:
-            await self._books.settle(job)
-        except KleinError as error:
-            job.fail(error)
-            self._close(job)
-            return
+            await self._books.settle(*drawn)
+        except KleinError as refused:
+            error = refused
         except Exception:
-            log.exception("settling failed", request_id=job.request.request_id)
-            job.fail(Internal(f"internal error, request {job.request.request_id}"))
-            self._close(job)
-            return
+            request_id = next(iter(drawn)).request.request_id
+            log.exception("settling failed", request_id=request_id)
+            error = Internal(f"internal error, request {request_id}")
+        for job, image in drawn.items():
+            if error is None:
+                self._hand_over(job, image)
+            else:
+                job.fail(error)
+                self._close(job)
+        drawn.clear()
+
+    def _hand_over(self, job: Job, image: EncodedImage) -> None:
         if job.stage is not Stage.OVER:  # cancelled by its key meanwhile
-            job.deliver(last.image)
+            job.deliver(image)
             self._ring.keep(job)
         self._forget(job)
         if job.stage is Stage.DELIVERING and not job.readers:
@@ -287,6 +326,7 @@ class Desk:
 
     def _forget(self, job: Job) -> None:
         self._jobs.pop(job.request.request_id, None)
+        self._bundle.pop(job, None)
         if not self._jobs:
             self._idle.set()
 

@@ -33,10 +33,10 @@ class Ledger(Protocol):
         """Whether a commit would be tried now: while False, new requests are refused with LEDGER_UNAVAILABLE."""
         ...
 
-    async def commit(self, record: UsageRecord) -> None:
-        """Write `record` so that it survives a power cut; the same record id again changes nothing.
+    async def commit(self, *records: UsageRecord) -> None:
+        """Write all `records` or none, so that they survive a power cut; the same record id again changes nothing.
 
-        Raises: LedgerUnavailable, within a bounded time; then the record may still be written later, not twice.
+        Raises: LedgerUnavailable, within a bounded time; then they may still be written later, not twice.
         """
         ...
 
@@ -67,7 +67,7 @@ class NoLedger:
 
     is_up = True
 
-    async def commit(self, record: UsageRecord) -> None:
+    async def commit(self, *records: UsageRecord) -> None:
         pass
 
     def note(self, record: UsageRecord) -> None:

@@ -48,6 +48,12 @@ class Image:
         self.is_settled = self.is_whole = False
         self.data = bytearray()
 
+    async def until_admitted(self, call: asyncio.Task[None]) -> None:
+        """Or until its call has ended without that."""
+        admitted = asyncio.create_task(self.is_admitted.wait())
+        await asyncio.wait((call, admitted), return_when=asyncio.FIRST_COMPLETED)
+        admitted.cancel()
+
     def _take(self, message: bytes) -> None:
         event = image_pb2.ImageEvent.FromString(message)
         match event.WhichOneof("event"):
