@@ -97,7 +97,8 @@ class _Server:
         metrics.built(__version__, facts.name, facts.device, facts.dtype)
         metrics.predicted_wait_seconds.set_function(lambda: backend.load().wait_seconds)
         self._books = Books(ledger, keys, price.configured(config), facts.name, metrics)
-        shelf = Shelf(config.kept_bytes_max, config.kept_seconds, time.monotonic, lambda kept: ring.evict(kept))
+        loop = asyncio.get_running_loop()
+        shelf = Shelf(config.kept_bytes_max, config.kept_seconds, loop.time, loop.call_later, lambda k: ring.evict(k))
         ring = KeyRing(keys, shelf, facts, metrics)
         metrics.kept_bytes.set_function(lambda: shelf.bytes)
         metrics.kept_results.set_function(lambda: len(shelf))
@@ -108,7 +109,7 @@ class _Server:
         self._tracing = configured(os.environ)
         self._calls = Calls(table, identity.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, identity.grpc_credentials())
-        debug = Debug(asyncio.get_running_loop(), self._desk.shown, self._desk.cancel_request, identity.is_admin())
+        debug = Debug(loop, self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
 

@@ -1,6 +1,6 @@
 """Every way a request can fail: class, gRPC status, reason.
 
-Knows nothing of gRPC: `status` is the status code's name. rpc/answer.py is the only place that turns these into
+Knows nothing of gRPC: `status` is the status code's name. rpc/status.py is the only place that turns these into
 a status on the wire.
 """
 
@@ -32,6 +32,7 @@ class KleinError(Exception):
 
     status: str = "INTERNAL"
     reason: str = "INTERNAL"
+    is_by_server: bool = True  # not what the caller brought about: its megapixels come back
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class DeadlineImpossible(KleinError):
 
 class DeadlinePassed(KleinError):
     status, reason = "DEADLINE_EXCEEDED", "DEADLINE_PASSED"
+    is_by_server = False
 
 
 class NotReady(KleinError):
@@ -198,6 +200,11 @@ class PermissionDenied(KleinError):
 
 class Cancelled(KleinError):
     status, reason = "CANCELLED", "CANCELLED"
+    is_by_server = False
+
+
+class OperatorCancelled(Cancelled):
+    is_by_server = True
 
 
 class ReaderStalled(KleinError):

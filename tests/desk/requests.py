@@ -27,7 +27,7 @@ SPENT = Spent(steps_run=4, accelerator_microseconds=1000, max_step_requests=2)
 
 
 def grant() -> Grant:
-    return Quota(lambda: 0).admit(ANONYMOUS, 0)
+    return Quota(lambda: 0).admit(ANONYMOUS)
 
 
 def preview(step: int, skipped: int = 0) -> Preview:

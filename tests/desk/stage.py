@@ -1,6 +1,7 @@
 """A real desk whose backend, decoding and ledger do what a test says, when it says so."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Cancelled, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
-from kleinserve.usage.keys import MemoryKeys
+from kleinserve.usage.keys import Entry, MemoryKeys
 from kleinserve.usage.ledger import NoLedger
 from kleinserve.usage.price import configured
 
@@ -93,29 +94,33 @@ class ScriptedIntake:
 
     refusal: KleinError | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    decoded: int = 0
 
     async def decode(self, turn: str, references: tuple[bytes, ...], *, keep_alpha: bool) -> tuple[Reference, ...]:
         await self.gate.wait()
         if self.refusal is not None:
             raise self.refusal
+        self.decoded += len(references)
         return tuple(Reference(Pixels(Size(96, 64), 3, bytes(3 * 96 * 64)), data) for data in references)
 
 
 @dataclass
 class OpenLedger(NoLedger):
-    """Keeps what is committed, when `gate` is open, or fails; and what is noted."""
+    """Keeps what is committed, when `gate` is open, or fails; and what is noted. `together`: records of each commit."""
 
+    together: list[int] = field(default_factory=list)
     records: list[UsageRecord] = field(default_factory=list)
     noted: list[UsageRecord] = field(default_factory=list)
     failure: BaseException | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     is_up: bool = True
 
-    async def commit(self, record: UsageRecord) -> None:
+    async def commit(self, *records: UsageRecord) -> None:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        self.records.append(record)
+        self.records += records
+        self.together.append(len(records))
 
     def note(self, record: UsageRecord) -> None:
         self.noted.append(record)
@@ -128,22 +133,26 @@ class GatedKeys(MemoryKeys):
         super().__init__(key_seconds=3600, keys_max=100)
         self._ledger = ledger
 
-    async def commit(self, record: UsageRecord, entry: Any) -> None:
-        await self._ledger.commit(record)
-        await super().commit(record, entry)
+    async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
+        await self._ledger.commit(record, *(each for each, _ in others))
+        await super().commit(record, entry, *others)
+
+
+def never(seconds: float, function: Callable[[], None]) -> None:
+    """Call it later, by a clock that stands still."""
 
 
 class Stage:
     """A ready desk on the running event loop, and its parts. `settings` over small bounds."""
 
     def __init__(self, **settings: Any):
-        config = load({"queue_requests_max": 100, "kept_bytes_max": 8 * 100_000, **settings})
+        config = load({"queue_requests_max": 100, "kept_bytes_max": 8 * 200_000, **settings})
         self.metrics, self.lifecycle, self.backend = Metrics(), Lifecycle(), ScriptedBackend()
         self.intake, self.ledger = ScriptedIntake(), OpenLedger()
         self.intake.gate.set()
         self.ledger.gate.set()
         self.keys = GatedKeys(self.ledger)
-        self.shelf = Shelf(config.kept_bytes_max, 60.0, lambda: 0.0, lambda kept: self.ring.evict(kept))
+        self.shelf = Shelf(config.kept_bytes_max, 60.0, lambda: 0.0, never, lambda kept: self.ring.evict(kept))
         self.ring = KeyRing(self.keys, self.shelf, FACTS, self.metrics)
         self.books = Books(self.ledger, self.keys, configured(config), "scripted", self.metrics)
         self.desk = Desk(

@@ -22,6 +22,7 @@ from kleinserve.core import (
 )
 from kleinserve.desk.job import READERS_MAX
 from kleinserve.desk.job import Stage as JobStage
+from kleinserve.desk.keys import FILE_BYTES, RAW_CHANNELS
 from kleinserve.errors import (
     AcceleratorOutOfMemory,
     Cancelled,
@@ -176,7 +177,7 @@ async def test_a_detached_job_goes_on_without_readers(stage: Stage) -> None:
     loop = asyncio.get_running_loop()
     stream = await stage.open(draft=drafted("k", is_detached=True), deadline=loop.time() + 1)
     assert stage.backend.submitted[0][1] is None
-    assert stage.shelf.bytes == 4 * 64 * 64
+    assert stage.shelf.bytes == RAW_CHANNELS * 64 * 64 + FILE_BYTES
     stage.desk.leave(stream)
     assert stage.backend.cancelled == []
     stage.start()
@@ -252,6 +253,42 @@ async def test_the_second_takes_over_when_the_first_is_refused(stage: Stage) -> 
     assert not (await anext(stream.reader.events())).is_replay  # type: ignore[union-attr]
 
 
+async def test_as_many_wait_for_a_key_as_may_read_it(stage: Stage) -> None:
+    """One more is refused while the first is read, and holds no place."""
+    stage.intake.gate.clear()
+    same = [asyncio.create_task(stage.open(f"r{n}", draft=drafted("k", references=1))) for n in range(READERS_MAX + 1)]
+    await stage.until(lambda: (held := stage.ring._held.get(("anonymous", "k"))) and held.waiting == READERS_MAX)
+    with pytest.raises(QueueFull, match="wait for this key"):
+        await stage.open("late", draft=drafted("k", references=1))
+    assert stage.waiting == READERS_MAX + 1
+    stage.intake.gate.set()
+    *_, last = await asyncio.gather(*same, return_exceptions=True)
+    assert isinstance(last, QueueFull)  # the first reads it too
+    assert stage.waiting == 1
+
+
+async def test_without_a_place_no_key_is_looked_at() -> None:
+    """A refusal is cheap with a key too: nothing is hashed, asked of the database, or remembered."""
+    stage = Stage(queue_requests_max=1)
+    await stage.open("a")
+    with pytest.raises(QueueFull):
+        await stage.open("b", draft=drafted("k"))
+    assert await stage.keys.find("anonymous", "k") is None
+
+
+async def test_a_job_holds_no_pixels(stage: Stage) -> None:
+    """Those of its references are the backend's: a kept image would hold 16 MiB of them that nothing counts."""
+    stream = await stage.open(draft=drafted("k", references=2))
+    assert [len(reference.pixels.data) for reference in stage.backend.submitted[0][0].references] == [3 * 96 * 64] * 2
+    stage.start()
+    stage.draw()
+    await stage.idle()
+    stage.desk.leave(stream)
+    assert len(stage.shelf) == 1
+    assert [reference.pixels.data for reference in stream.job.request.references] == [b"", b""]
+    assert stream.job.request.reference_sizes == (Size(96, 64), Size(96, 64))
+
+
 async def test_another_request_under_the_key_is_refused_and_leaves_it(stage: Stage) -> None:
     """The running job and its key are as before."""
     first = await stage.open(draft=drafted("k"))
@@ -277,7 +314,7 @@ async def test_a_joining_reader_that_asks_to_detach_reserves_room(stage: Stage) 
     """Then the job outlives its readers; where there is no room the reader is refused and takes nothing."""
     first = await stage.open(draft=drafted("k"))
     await stage.open("b", draft=drafted("k", is_detached=True))
-    assert stage.shelf.bytes == 4 * 64 * 64
+    assert stage.shelf.bytes == RAW_CHANNELS * 64 * 64 + FILE_BYTES
     for reader in list(first.job.readers):
         stage.desk.leave(replace(first, reader=reader))
     assert stage.backend.cancelled == []
@@ -412,6 +449,16 @@ async def test_megapixels_of_a_cancelled_step_are_not_given_back(stage: Stage) -
     assert refused.value.limit == "megapixels_per_minute"
 
 
+async def test_megapixels_of_what_an_operator_ended_come_back(stage: Stage) -> None:
+    """Also after its first step: it was not the caller's doing."""
+    caller = replace(LIMITED, megapixels_per_minute=1)
+    stream = await stage.open("a", caller=caller)
+    stage.start("a")
+    assert stage.desk.cancel_request("a")
+    stage.desk.leave(stream)
+    await stage.open("b", caller=caller)
+
+
 async def test_delivered_and_pushed_off_the_shelf_is_gone() -> None:
     """The same request again, and attach, are told what was recorded; nothing is drawn."""
     stage = Stage(kept_bytes_max=8 * len(IMAGE.data))
@@ -455,6 +502,28 @@ async def test_billed_and_never_delivered_it_is_drawn_again_for_nothing(stage: S
     entry = await stage.keys.find("anonymous", "k")
     assert entry is not None
     assert entry.state is KeyState.DELIVERED
+
+
+@pytest.mark.parametrize("where", ["waiting", "running", "kept"])
+async def test_cancelled_while_it_is_drawn_again(where: str) -> None:
+    """The record stays, and the key is free: another request may have it."""
+    stage = Stage(kept_bytes_max=0)
+    stream = await stage.open(draft=drafted("k"))
+    await reach(stage, "kept")
+    stage.desk.leave(stream)
+    again = await stage.open("b", draft=drafted("k"))
+    assert again.job.is_redraw
+    await reach(stage, where)
+    await stage.desk.cancel("k", ASKED.caller)
+    with pytest.raises(Cancelled, match="by its key"):
+        await told(again)
+    stage.desk.leave(again)
+    if where != "kept":
+        stage.backend.stop("a")
+    await stage.idle()
+    assert [record.outcome for record in stage.ledger.records] == [Outcome.DELIVERED]
+    other = await stage.open("c", draft=drafted("k", client_tag="x", references=1))
+    assert not other.job.is_redraw
 
 
 async def test_draining_waits_for_what_was_admitted(stage: Stage) -> None:

@@ -8,6 +8,7 @@ from kleinserve.desk.kept import Kept, Shelf
 from kleinserve.errors import QueueFull
 
 from tests.desk.requests import IMAGE, job
+from tests.desk.stage import never
 
 
 class Clock:
@@ -29,7 +30,7 @@ def evicted() -> list[Kept]:
 
 @pytest.fixture
 def shelf(clock: Clock, evicted: list[Kept]) -> Shelf:
-    return Shelf(800, 60.0, clock, evicted.append)  # 100 bytes for each caller
+    return Shelf(800, 60.0, clock, never, evicted.append)  # 100 bytes for each caller
 
 
 def finished(size: int) -> Job:

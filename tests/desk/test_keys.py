@@ -7,18 +7,21 @@ from dataclasses import replace
 
 import pytest
 from kleinserve.desk.kept import Shelf
-from kleinserve.desk.keys import Held, KeyRing
+from kleinserve.desk.keys import FILE_BYTES, RAW_CHANNELS, Held, KeyRing
 from kleinserve.errors import IdempotencyKeyReused, KleinError, LedgerUnavailable, QueueFull, ResultGone, UnknownKey
 from kleinserve.metrics import Metrics
 from kleinserve.usage.keys import Claim, Entry, KeyState, MemoryKeys
 
 from tests.desk.requests import IMAGE, USAGE, job
-from tests.desk.stage import drafted
+from tests.desk.stage import drafted, never
 from tests.scheduler.scripted import FACTS
 from tests.usage.some import record
 
 DRAFT = drafted("k")
 DIGEST = b"digest"
+
+
+SHARE = 200_000  # bytes that one caller may keep
 
 
 class Remembered(MemoryKeys):
@@ -42,7 +45,7 @@ def store() -> Remembered:
 
 @pytest.fixture
 def ring(store: Remembered) -> KeyRing:
-    shelf = Shelf(8 * 100_000, 60.0, lambda: 0.0, lambda kept: made.evict(kept))
+    shelf = Shelf(8 * SHARE, 60.0, lambda: 0.0, never, lambda kept: made.evict(kept))
     made = KeyRing(store, shelf, FACTS, Metrics())
     return made
 
@@ -151,7 +154,7 @@ async def test_room_is_reserved_once_and_becomes_the_image_s(ring: KeyRing) -> N
     ring.admit(held, running)
     for _ in range(2):
         ring.reserve(held, running)
-    assert (ring.shelf.bytes, ring.is_kept(running)) == (4 * 64 * 64, False)
+    assert (ring.shelf.bytes, ring.is_kept(running)) == (RAW_CHANNELS * 64 * 64 + FILE_BYTES, False)
     running.image = IMAGE
     ring.keep(running)
     ring.reserve(held, running)
@@ -177,13 +180,13 @@ async def test_what_the_shelf_gives_up_is_remembered_as_far_as_it_came(ring: Key
     done.entry = held.entry
     ring.admit(held, done)
     await store.commit(record(request_id=request_id), held.entry)
-    done.image = replace(IMAGE, data=bytes(100_000))
+    done.image = replace(IMAGE, data=bytes(SHARE))
     ring.keep(done)
     ring.deliver(done)
     beside = ring.hold("web", "l", DIGEST)
     with pytest.raises(QueueFull):
-        ring.shelf.reserve("web", job(), 100_001)
+        ring.shelf.reserve("web", job(), SHARE + 1)
     ring.admit(beside, job())
     ring.reserve(beside, job())
     assert (done.image, ring.of(done), await ring.running("web", "k", DIGEST)) == (None, None, None)
-    assert (await ring.gone("web", "k")).state is KeyState.DELIVERED
+    assert (await ring.remembered("web", "k")).state is KeyState.DELIVERED

@@ -141,6 +141,13 @@ async def test_metadata_that_says_another_key(stub: image_pb2_grpc.ImageServiceS
     assert isinstance(bad, error_details_pb2.BadRequest)
     assert bad.field_violations[0].field == "options.idempotency_key"
     await told(stub.Generate(unseeded(key), metadata=[("klein-idempotency-key", key)]))
+    other = [("klein-idempotency-key", "another")]
+    _, _, details = await refused(stub.Attach(image_pb2.AttachRequest(idempotency_key=key), metadata=other))
+    bad = details["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert bad.field_violations[0].field == "idempotency_key"
+    with pytest.raises(grpc.aio.AioRpcError, match="must be equal"):
+        await stub.Cancel(image_pb2.CancelRequest(idempotency_key=key), metadata=other)
 
 
 async def test_a_cancelled_job_frees_its_key(billing: Serving, stub: image_pb2_grpc.ImageServiceStub, key: str) -> None:

@@ -33,51 +33,63 @@ def quota(clock: Clock) -> Quota:
     return Quota(clock)
 
 
+def admit(quota: Quota, caller: Caller, megapixels: int) -> Grant:
+    """A request's slot and its megapixels, or neither."""
+    grant = quota.admit(caller)
+    try:
+        if megapixels:
+            quota.charge(grant, caller, megapixels)
+    except QuotaExceeded:
+        grant.release(ran=False, by_server=False)
+        raise
+    return grant
+
+
 def refused(quota: Quota, caller: Caller, megapixels: int) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as error:
-        quota.admit(caller, megapixels)
+        admit(quota, caller, megapixels)
     return error.value
 
 
 def test_requests(quota: Quota) -> None:
     """The request after requests_max is refused, and fits when one has ended, however it ended; readers count too."""
     caller = replace(WEB, megapixels_per_minute=None)
-    grants = [quota.admit(caller, megapixels) for megapixels in (4, 4, 0)]
+    grants = [admit(quota, caller, megapixels) for megapixels in (4, 4, 0)]
     error = refused(quota, caller, 0)
     assert (error.caller, error.limit, error.value, error.retry_seconds) == ("web", "requests_max", 3, 1.0)
     grants[0].release(ran=True, by_server=False)
-    quota.admit(caller, 4)
+    admit(quota, caller, 4)
     assert refused(quota, caller, 4).limit == "requests_max"
 
 
 def test_release_once(quota: Quota) -> None:
     """A second release of the same grant frees no other request's slot and brings no megapixels."""
-    grants = [quota.admit(WEB, 1) for _ in range(3)]
+    grants = [admit(quota, WEB, 1) for _ in range(3)]
     for _ in range(3):
         grants[0].release(ran=False, by_server=False)
-    quota.admit(WEB, 2)
+    admit(quota, WEB, 2)
     assert refused(quota, WEB, 0).limit == "requests_max"
 
 
 def test_bucket(quota: Quota, clock: Clock) -> None:
     """A full bucket holds one minute; the refusal says to the millisecond when the next request fits."""
-    quota.admit(WEB, 3)
-    quota.admit(WEB, 1)
+    admit(quota, WEB, 3)
+    admit(quota, WEB, 1)
     error = refused(quota, WEB, 1)
     assert (error.limit, error.value, error.retry_seconds) == ("megapixels_per_minute", 4, 15.0)
     clock.now += 15 * SECOND - 1
     assert refused(quota, WEB, 1).retry_seconds == 0.001
     clock.now += 1
-    quota.admit(WEB, 1)
+    admit(quota, WEB, 1)
 
 
 def test_refused_takes_nothing(quota: Quota) -> None:
     """A refused request holds neither a slot nor megapixels."""
-    quota.admit(WEB, 3)
+    admit(quota, WEB, 3)
     for _ in range(10):
         refused(quota, WEB, 2)
-    quota.admit(WEB, 1)
-    quota.admit(WEB, 0)
+    admit(quota, WEB, 1)
+    admit(quota, WEB, 0)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +98,9 @@ def test_refused_takes_nothing(quota: Quota) -> None:
 )
 def test_comes_back(quota: Quota, ran: bool, by_server: bool, comes_back: bool) -> None:
     """Megapixels come back if no step ran, or if the server ended the request, and only then."""
-    quota.admit(WEB, 4).release(ran=ran, by_server=by_server)
+    admit(quota, WEB, 4).release(ran=ran, by_server=by_server)
     if comes_back:
-        quota.admit(WEB, 4)
+        admit(quota, WEB, 4)
     else:
         assert refused(quota, WEB, 4).retry_seconds == 60.0
 
@@ -102,35 +114,35 @@ def test_never_fits(quota: Quota) -> None:
 
 def test_reader_of_an_empty_bucket(quota: Quota) -> None:
     """A reader of what was admitted before needs no megapixels, even where a lowered limit left the bucket in debt."""
-    quota.admit(WEB, 4)
-    quota.admit(replace(WEB, megapixels_per_minute=1), 0)
+    admit(quota, WEB, 4)
+    admit(quota, replace(WEB, megapixels_per_minute=1), 0)
 
 
 def test_callers_apart(quota: Quota) -> None:
     """One caller at its limit leaves another's bucket and slots alone."""
-    quota.admit(WEB, 4)
-    quota.admit(replace(WEB, name="ops"), 4)
+    admit(quota, WEB, 4)
+    admit(quota, replace(WEB, name="ops"), 4)
     for _ in range(1000):
-        quota.admit(ANONYMOUS, 4)
+        admit(quota, ANONYMOUS, 4)
 
 
 def test_new_limits(quota: Quota, clock: Clock) -> None:
     """After a reload the next request is judged by the new limit, and what was taken before still counts."""
-    quota.admit(WEB, 4)
+    admit(quota, WEB, 4)
     assert refused(quota, replace(WEB, megapixels_per_minute=2), 1).retry_seconds == 90.0
     clock.now += 90 * SECOND
-    quota.admit(replace(WEB, megapixels_per_minute=2), 1)
-    quota.admit(replace(WEB, megapixels_per_minute=8), 6)
+    admit(quota, replace(WEB, megapixels_per_minute=2), 1)
+    admit(quota, replace(WEB, megapixels_per_minute=8), 6)
     assert refused(quota, replace(WEB, requests_max=2), 0).limit == "requests_max"
 
 
 def test_new_refill(quota: Quota, clock: Clock) -> None:
     """From the first request that a raised limit judges, refused or not, the bucket refills as the limit says."""
-    quota.admit(WEB, 4)
+    admit(quota, WEB, 4)
     raised = replace(WEB, megapixels_per_minute=8)
     assert refused(quota, raised, 8).retry_seconds == 30.0
     clock.now += 30 * SECOND
-    quota.admit(raised, 8)
+    admit(quota, raised, 8)
 
 
 def test_credit_is_not_saved(quota: Quota, clock: Clock) -> None:
@@ -138,9 +150,9 @@ def test_credit_is_not_saved(quota: Quota, clock: Clock) -> None:
     caller = replace(WEB, requests_max=None)
     waiting = []
     for _ in range(5):
-        waiting.append(quota.admit(caller, 4))
+        waiting.append(admit(quota, caller, 4))
         clock.now += MINUTE_NANOSECONDS
-    quota.admit(caller, 4)
+    admit(quota, caller, 4)
     for grant in waiting:
         grant.release(ran=False, by_server=False)
     assert refused(quota, caller, 1).retry_seconds == 15.0
@@ -192,7 +204,7 @@ def test_as_if_never(steps: list[tuple[str, int]]) -> None:
                 model.history.append([clock.now, 0, limit])
             if value <= limit and model.debt(clock.now) + value * GRAINS <= limit * GRAINS:
                 entry = [clock.now, value * GRAINS, limit]
-                open_grants.append((quota.admit(caller, value), entry))
+                open_grants.append((admit(quota, caller, value), entry))
                 model.history.append(entry)
             else:
                 error = refused(quota, caller, value)
@@ -211,7 +223,7 @@ def test_rate(limit: int, arrivals: list[tuple[int, int]]) -> None:
     for wait, megapixels in arrivals:
         clock.now += wait
         try:
-            quota.admit(caller, megapixels)
+            admit(quota, caller, megapixels)
         except QuotaExceeded:
             continue
         admitted.append((clock.now, megapixels))

@@ -1,6 +1,7 @@
 """One call from its message to its status, over a transport in memory: who ends it, with what, and what is counted."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from klein.v1 import image_pb2
-from kleinserve.config import load
-from kleinserve.core import ANONYMOUS, Caller, Outcome
+from kleinserve.config import Config, load
+from kleinserve.core import ANONYMOUS, Caller, Draft, Outcome
+from kleinserve.desk.desk import Stream
+from kleinserve.desk.reception import Asked
 from kleinserve.errors import (
     Cancelled,
     DeadlinePassed,
@@ -26,9 +29,12 @@ from kleinserve.errors import (
 )
 from kleinserve.identity.authenticator import Credentials, Everyone
 from kleinserve.rpc.call import Call, Calls, Method, ReaderGone
+from kleinserve.rpc.forward import Forward
+from kleinserve.rpc.servicer import Images
 from structlog.testing import capture_logs
 
 from tests.desk.stage import Stage, drafted
+from tests.scheduler.scripted import FACTS
 
 PATH = "/klein.v1.ImageService/Generate"
 ASKED = image_pb2.GenerateRequest(prompt="a star")
@@ -94,7 +100,7 @@ class Served:
 
     async def serve(self, transport: Memory, body: bytes | None = None) -> KleinError | None:
         """What the call was refused with."""
-        await self.calls.serve(PATH, ASKED.SerializeToString() if body is None else body, transport)
+        await self.calls.serve(PATH, [ASKED.SerializeToString() if body is None else body], transport)
         assert self.calls.running == set()
         return transport.refused[0][0] if transport.refused else None
 
@@ -264,7 +270,7 @@ async def test_draining_waits_and_then_interrupts_a_blocked_write() -> None:
     served, quick, stuck = Served(writing), Memory(), Memory()
     for transport in (quick, stuck):
         transport.gate.clear()
-    serving = [asyncio.ensure_future(served.calls.serve(PATH, b"", each)) for each in (quick, stuck)]
+    serving = [asyncio.ensure_future(served.calls.serve(PATH, [b""], each)) for each in (quick, stuck)]
     await served.stage.until(lambda: len(served.calls.running) == 2)
     quick.gate.set()
     await served.calls.drain(0.05, Draining())
@@ -305,3 +311,38 @@ async def test_references_are_decoded_in_turns_of_callers_or_connections(caller:
 
     await Served(look).serve(Memory())
     assert seen == [turn]
+
+
+async def test_a_stream_keeps_nothing_of_its_message() -> None:
+    """Once it is open neither the message's bytes nor its references are held: they may be 40 MiB, and it may last."""
+    served = Served(nothing)
+    stage = served.stage
+    images = Images(stage.desk, Forward(Everyone(), lambda: None, 1.0), FACTS, Config())
+    served.calls.methods = {PATH: Method(image_pb2.EditRequest, True, images.generate, makes_image=True)}
+    made = image_pb2.EditRequest(prompt="x", references=[image_pb2.Reference(image=b"file")])
+    body, drafts = [made.SerializeToString()], []
+    open_ = stage.desk.open
+
+    async def opened(draft: Draft, asked: Asked) -> Stream:
+        drafts.append(weakref.ref(draft))
+        return await open_(draft, asked)
+
+    stage.desk.open = opened  # type: ignore[method-assign]
+    transport = Memory()
+    transport.gate.clear()
+    serving = asyncio.ensure_future(served.calls.serve(PATH, body, transport))
+    await stage.until(lambda: stage.backend.submitted)
+    await stage.until(lambda: transport.begun)
+    assert body == []
+    assert [draft() for draft in drafts] == [None]
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_no_message_is_an_invalid_field() -> None:
+    """A call that ends before it has sent its message."""
+    served, transport = Served(nothing), Memory()
+    await served.calls.serve(PATH, [], transport)
+    [(error, _)] = transport.refused
+    assert isinstance(error, InvalidField)
+    assert error.violations[0].field == "request"

@@ -20,6 +20,19 @@ def drafted(facts: ModelFacts, **options: object) -> None:
     requests.draft(message, facts, load({}))
 
 
+def test_latent_previews_can_be_switched_off() -> None:
+    """Then they are not among the formats, and a request for them names the field and the formats that there are."""
+    config = load({"latent_previews": False})
+    assert image_pb2.PREVIEW_FORMAT_LATENT in capabilities.response(FACTS, load({})).preview_formats
+    formats = [image_pb2.PreviewFormat.Name(f) for f in capabilities.response(FACTS, config).preview_formats]
+    assert formats == ["PREVIEW_FORMAT_JPEG", "PREVIEW_FORMAT_PNG", "PREVIEW_FORMAT_WEBP"]
+    preview = image_pb2.PreviewOptions(format="PREVIEW_FORMAT_LATENT")
+    message = image_pb2.GenerateRequest(prompt="x", options=image_pb2.ImageOptions(preview=preview))
+    with pytest.raises(InvalidField, match=", ".join(formats)) as caught:
+        requests.draft(message, FACTS, config)
+    assert [violation.field for violation in caught.value.violations] == ["options.preview.format"]
+
+
 @pytest.mark.parametrize("facts", [FACTS, BASE], ids=["distilled", "base"])
 def test_what_is_said_is_taken_and_one_more_is_not(facts: ModelFacts) -> None:
     """Each limit is the largest value that a request may have."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -49,7 +50,7 @@ class Ports:
     def serve(self, behaviour: Any) -> tuple[GrpcServer, Metrics]:
         config, metrics = Config(port=0, metrics_port=0), Metrics()
         methods = {GENERATE: Method(image_pb2.GenerateRequest, True, behaviour, "generate")}
-        nothing: Any = None
+        nothing: Any = SimpleNamespace(refuse=lambda *refused: None)
         calls = Calls(methods, self.authenticator(), nothing, nothing, config, metrics)
         return GrpcServer(calls, config, tls_credentials(self.certificates)), metrics
 

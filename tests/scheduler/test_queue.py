@@ -1,6 +1,8 @@
 """Who holds a work, and what is counted."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from kleinserve.scheduler.cost import Share
@@ -105,6 +107,17 @@ def test_who_came_since_the_last_look_is_told_once(stage: Stage) -> None:
     queue.end(works[0])
     assert queue.take_waiting(fresh_only=False) == [works[1], third]
     assert queue.take_waiting(fresh_only=True) == []
+
+
+def test_nothing_is_left_of_who_has_ended(stage: Stage) -> None:
+    """Not where nobody has looked at who came, either: such a loop would hold the pixels of all that came and went."""
+    queue, works = queued(stage, 2)
+    left = [weakref.ref(work) for work in works]
+    queue.hold(works[:1])
+    while works:
+        assert queue.end(works.pop())
+    gc.collect()
+    assert [work() for work in left] == [None, None]
 
 
 def test_a_sleeping_loop_wakes_for_what_concerns_it(stage: Stage) -> None:

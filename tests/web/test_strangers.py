@@ -28,6 +28,7 @@ class Nobody:
         (CHECK, BINARY, b"grpc-status: 8\r\n"),
         ("/klein.v1.ImageService/Nothing", BINARY, b"grpc-status: 12\r\n"),
         ("/v1/images/generations", "application/json", b"HTTP/1.1 401 "),
+        ("/v1/images/edits", "multipart/form-data; boundary=x", b"HTTP/1.1 401 "),
     ],
 )
 async def test_a_stranger_is_refused_before_his_body_is_held(path: str, kind: str, told: bytes) -> None:

@@ -1,6 +1,6 @@
 """What a caller asks for, with every default resolved. The enums' names are the proto's, without the prefix."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from kleinserve.core.caller import ANONYMOUS
@@ -109,6 +109,11 @@ class Request:
     @property
     def reference_sizes(self) -> tuple[Size, ...]:
         return tuple(reference.pixels.size for reference in self.references)
+
+    def without_pixels(self) -> "Request":
+        """The same, with its references' sizes alone."""
+        bare = (replace(r, pixels=replace(r.pixels, data=b"")) for r in self.references)
+        return replace(self, references=tuple(bare))
 
     @property
     def is_transparent(self) -> bool:

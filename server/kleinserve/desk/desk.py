@@ -16,17 +16,18 @@ from kleinserve.core import (
     Finished,
     OnDisconnect,
     Priority,
+    Request,
 )
 from kleinserve.desk.books import Books, new_record_id
 from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.job import READERS_MAX, Job, Stage
-from kleinserve.desk.keys import Held, KeyRing, gone
+from kleinserve.desk.keys import Held, KeyRing
 from kleinserve.desk.lifecycle import Lifecycle
 from kleinserve.desk.places import Place
 from kleinserve.desk.quota import SharedQuota
 from kleinserve.desk.reader import Reader, Terms
-from kleinserve.desk.reception import Asked, Intake, Received, Reception, accept
-from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, QueueFull
+from kleinserve.desk.reception import Asked, Entrance, Intake, Reception, accept
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, OperatorCancelled, QueueFull
 from kleinserve.identity.limits import Grant
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
@@ -80,72 +81,69 @@ class Desk:
         """
         self.check()
         key = draft.options.idempotency_key
-        if not key:
-            return await self._new(draft, asked, None)
-        digest = await self._ring.digest(draft)
-        held = await self._ring.running(asked.caller.name, key, digest)
-        if held is not None:
-            stream = self._join(held, asked, _terms(draft, asked))
-            self._wait_for(stream.job, asked.bundle)
-            return stream
-        held = self._ring.hold(asked.caller.name, key, digest)
-        try:
-            draft, request_id = await self._ring.claim(held, draft, asked.request_id)
-            return await self._new(draft, replace(asked, request_id=request_id), held)
-        except BaseException:
-            self._ring.refuse(held)
-            raise
+        with self._reception.enter(asked) as entrance:
+            if not key:
+                return await self._new(draft, asked, entrance, None)
+            digest = await self._ring.digest(draft)
+            held = await self._ring.running(asked.caller.name, key, digest)
+            if held is not None:
+                stream = self._join(held, _terms(draft, asked), entrance.grant)
+                entrance.place.leave()
+                self._wait_for(stream.job, asked.bundle)
+                return stream
+            held = self._ring.hold(asked.caller.name, key, digest)
+            try:
+                draft, request_id = await self._ring.claim(held, draft, asked.request_id)
+                return await self._new(draft, replace(asked, request_id=request_id), entrance, held)
+            except BaseException:
+                self._ring.refuse(held)
+                raise
 
-    async def _new(self, draft: Draft, asked: Asked, held: Held | None) -> Stream:
+    async def _new(self, draft: Draft, asked: Asked, entrance: Entrance, held: Held | None) -> Stream:
         is_redraw = held is not None and held.is_redraw
-        async with self._reception.receive(draft, asked, is_free=is_redraw) as received:
-            job = self._job(received, asked, held)
-            stream = await self._submit(job, received.place, _terms(draft, asked), held)
+        request = await self._reception.receive(draft, asked, entrance, is_free=is_redraw)
+        job = self._job(request, asked, entrance.grant, held)
+        stream = await self._submit(request, job, entrance.place, _terms(draft, asked), held)
         self._bundle[job] = asked.bundle
         asked.bundle.add(job, self._settle)
         return stream
 
-    def _join(self, held: Held, asked: Asked, terms: Terms) -> Stream:
-        """A further stream of a job that runs, or whose image is kept."""
+    def _join(self, held: Held, terms: Terms, grant: Grant) -> Stream:
+        """A further stream of a job that runs, or whose image is kept. Raises: QueueFull."""
         job = held.job
         assert job is not None
         if len(job.readers) >= READERS_MAX:
             raise QueueFull(f"{READERS_MAX} streams read this job already", retry_seconds=1.0)
-        grant = self._quota.join(asked.caller)
-        try:
-            if terms.is_detached:
-                self._ring.reserve(held, job)
-        except BaseException:
-            grant.release(ran=False, by_server=False)
-            raise
+        if terms.is_detached:
+            self._ring.reserve(held, job)
         self._metrics.replays.labels("attached" if job.image is None else "replayed").inc()
         stream = Stream(job, job.join(terms, is_replay=True), grant)
         self._readers_changed(job)
         return stream
 
-    def _job(self, received: Received, asked: Asked, held: Held | None) -> Job:
-        request = received.request
+    def _job(self, request: Request, asked: Asked, grant: Grant, held: Held | None) -> Job:
+        """The request's job, which outlives its pixels: those are the backend's alone."""
         used = usage(request.size, request.reference_sizes, self._books.price, billable=True)
         entry = None if held is None else held.entry
         is_redraw = held is not None and held.is_redraw
         return Job(
-            request=request,
+            request=request.without_pixels(),
             usage=entry.usage if is_redraw and entry is not None and entry.usage is not None else used,
             entry=entry,
             is_redraw=is_redraw,
             record_id=new_record_id(),
             accept_microseconds=asked.arrived_microseconds,
-            grant=received.grant,
+            grant=grant,
             on_change=self._changed,
             on_last=self._ended,
             submitted=self._loop.time(),
         )
 
-    async def _submit(self, job: Job, place: Place, terms: Terms, held: Held | None) -> Stream:
+    async def _submit(self, request: Request, job: Job, place: Place, terms: Terms, held: Held | None) -> Stream:
         left = None if terms.deadline is None or terms.is_detached else terms.deadline - self._loop.time()
         if held is not None and terms.is_detached:
             self._ring.reserve(held, job)
-        admitted = await self._backend.submit(job.request, left, job.take)
+        admitted = await self._backend.submit(request, left, job.take)
         job.accepted = accept(job.request, admitted, self._backend.facts, job.usage)
         self._jobs[job.request.request_id] = job
         self._place[job] = place
@@ -184,8 +182,13 @@ class Desk:
         self.check()
         held = await self._ring.running(asked.caller.name, key, None)
         if held is None:
-            raise gone(await self._ring.gone(asked.caller.name, key))
-        return self._join(held, asked, Terms(deadline=asked.deadline, priority=Priority.BATCH))
+            raise await self._ring.gone(asked.caller.name, key)
+        grant = self._quota.join(asked.caller)
+        try:
+            return self._join(held, Terms(deadline=asked.deadline, priority=Priority.BATCH), grant)
+        except BaseException:
+            grant.release(ran=False, by_server=False)
+            raise
 
     async def cancel(self, key: str, caller: Caller) -> bool:
         """End the caller's job with this key, or forget its image; either frees the key, and True says so.
@@ -194,13 +197,14 @@ class Desk:
         """
         held = await self._ring.running(caller.name, key, None)
         if held is None:
-            self._ring.store.forget(await self._ring.gone(caller.name, key))
+            self._ring.store.forget(await self._ring.remembered(caller.name, key))
             return True
         job = held.job
         assert job is not None
         cancelled = Cancelled("cancelled by its key")
-        if job.is_committing:
+        if job.is_committing or job.is_redraw:  # it is billed: only the image and the key go
             self._ring.forget(held)
+        if job.is_committing:
             job.fail(cancelled)
         else:
             self.end(job, cancelled)
@@ -254,8 +258,7 @@ class Desk:
             self._metrics.running_requests.dec()
         if job.stage is Stage.OVER:
             self._watch(job)
-            is_ours = job.error is not None and not isinstance(job.error, Cancelled | DeadlinePassed)
-            job.grant.release(ran=job.started is not None, by_server=is_ours)
+            job.grant.release(ran=job.started is not None, by_server=job.error is not None and job.error.is_by_server)
             if job.error is not None:
                 self._ring.end(job)
                 self._end_all(self._bundle.get(job), job.error)
@@ -351,7 +354,7 @@ class Desk:
         job = self._jobs.get(request_id)
         if job is None or job.error is not None:
             return False
-        self.end(job, Cancelled("an operator cancelled it"))
+        self.end(job, OperatorCancelled("an operator cancelled it"))
         return job.stage is Stage.OVER
 
 

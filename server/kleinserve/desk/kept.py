@@ -38,8 +38,16 @@ class Shelf:
     another an image that was not fetched yet. `on_evict` is told what has gone.
     """
 
-    def __init__(self, bytes_max: int, seconds: float, clock: Callable[[], float], on_evict: Callable[[Kept], None]):
+    def __init__(
+        self,
+        bytes_max: int,
+        seconds: float,
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], object],
+        on_evict: Callable[[Kept], None],
+    ):
         self._bytes_max, self._seconds, self._clock, self._on_evict = bytes_max, seconds, clock, on_evict
+        self._call_later, self._is_timed = call_later, False
         self._own: defaultdict[str, _Own] = defaultdict(_Own)
         self._delivered: dict[Kept, None] = {}
         self._by_age: dict[Kept, None] = {}
@@ -66,6 +74,7 @@ class Shelf:
         kept = Kept(caller, job, len(job.image.data), self._clock(), is_finished=True)
         self._own[caller].undelivered[kept] = None
         self._by_age[kept] = None
+        self._time()
         return self._put(kept)
 
     def deliver(self, kept: Kept) -> None:
@@ -92,6 +101,18 @@ class Shelf:
         now = self._clock()
         while self._by_age and now - (oldest := next(iter(self._by_age))).since >= self._seconds:
             self._evict(oldest)
+
+    def _time(self) -> None:
+        """Have the oldest evicted when its time comes, whoever asks for anything or nobody."""
+        if self._by_age and not self._is_timed:
+            self._is_timed = True
+            ends = next(iter(self._by_age)).since + self._seconds
+            self._call_later(max(0.0, ends - self._clock()), self._on_time)
+
+    def _on_time(self) -> None:
+        self._is_timed = False
+        self.expire()
+        self._time()
 
     def _put(self, kept: Kept) -> Kept:
         self.bytes += kept.held_bytes

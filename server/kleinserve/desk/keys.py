@@ -8,13 +8,14 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from kleinserve.core import Draft, ModelFacts
-from kleinserve.desk.job import Job
+from kleinserve.desk.job import READERS_MAX, Job
 from kleinserve.desk.kept import Kept, Shelf
-from kleinserve.errors import IdempotencyKeyReused, KeyElsewhere, ResultGone, UnknownKey
+from kleinserve.errors import IdempotencyKeyReused, KeyElsewhere, QueueFull, ResultGone, UnknownKey
 from kleinserve.metrics import Metrics
 from kleinserve.usage.keys import Entry, Keys, KeyState
 
-RAW_CHANNELS = 4  # of what a detached image may need at most: raw RGBA
+# What a detached image may need at most: raw RGBA, and what a file that compresses nothing adds, its prompt too.
+RAW_CHANNELS, FILE_BYTES = 4, 128 * 1024
 
 
 @dataclass(eq=False)
@@ -28,6 +29,7 @@ class Held:
     entry: Entry | None = None
     is_redraw: bool = False
     kept: Kept | None = None
+    waiting: int = 0  # requests that wait for it to be admitted
 
     @property
     def job(self) -> Job | None:
@@ -53,16 +55,25 @@ class KeyRing:
     async def running(self, caller: str, key: str, digest: bytes | None) -> Held | None:
         """The key where it is in use here, its job admitted; `digest` None: whatever its request is.
 
-        Raises: IdempotencyKeyReused.
+        Raises: IdempotencyKeyReused; QueueFull where as many wait for that already as may read it.
         """
-        self.shelf.expire()
         while (held := self._held.get((caller, key))) is not None:
             if digest is not None and held.digest != digest:
                 raise _reused(key)
-            await asyncio.wait([held.admitted])
+            await self._admitted(held)
             if held.job is not None:
                 return held
         return None
+
+    async def _admitted(self, held: Held) -> None:
+        """Wait until its request is admitted, or refused."""
+        if held.waiting >= READERS_MAX:
+            raise QueueFull(f"{READERS_MAX} requests wait for this key already", retry_seconds=1.0)
+        held.waiting += 1
+        try:
+            await asyncio.wait([held.admitted])
+        finally:
+            held.waiting -= 1
 
     def hold(self, caller: str, key: str, digest: bytes) -> Held:
         """Use a key that nobody here uses, before anything is awaited."""
@@ -88,8 +99,7 @@ class KeyRing:
             return _seeded(draft, entry), entry.request_id
         held.entry = None
         if entry.state is KeyState.DELIVERED and (entry.is_mine or not entry.is_owner_alive):
-            self.metrics.replays.labels("gone").inc()
-            raise gone(entry)
+            raise self._gone(entry)
         raise KeyElsewhere(entry.address)
 
     def admit(self, held: Held, job: Job) -> None:
@@ -106,7 +116,7 @@ class KeyRing:
     def reserve(self, held: Held, job: Job) -> None:
         """Room for the image of a detached job. Raises: QueueFull."""
         if held.kept is None and job.image is None:
-            held.kept = self.shelf.reserve(held.caller, job, RAW_CHANNELS * job.request.size.pixels)
+            held.kept = self.shelf.reserve(held.caller, job, RAW_CHANNELS * job.request.size.pixels + FILE_BYTES)
 
     def of(self, job: Job) -> Held | None:
         return self._of.get(job)
@@ -151,7 +161,11 @@ class KeyRing:
             held.job.image = None
             self.end(held.job)
 
-    async def gone(self, caller: str, key: str) -> Entry:
+    async def gone(self, caller: str, key: str) -> ResultGone:
+        """What is said of a remembered key's image that is nowhere. Raises: as `remembered`."""
+        return self._gone(await self.remembered(caller, key))
+
+    async def remembered(self, caller: str, key: str) -> Entry:
         """The remembered key of a job that is nowhere. Raises: UnknownKey, KeyElsewhere, LedgerUnavailable."""
         entry = await self.store.find(caller, key)
         if entry is not None and not entry.is_mine and entry.is_owner_alive:
@@ -159,6 +173,10 @@ class KeyRing:
         if entry is None or entry.state is KeyState.RUNNING:
             raise UnknownKey("no job has this key")
         return entry
+
+    def _gone(self, entry: Entry) -> ResultGone:
+        self.metrics.replays.labels("gone").inc()
+        return gone(entry)
 
     def _release(self, held: Held) -> None:
         self._held.pop((held.caller, held.key), None)
@@ -180,7 +198,9 @@ def gone(entry: Entry) -> ResultGone:
             "cost_microusd": str(used.cost_microusd),
             "price_version": used.price_version,
         }
-    return ResultGone("the image was delivered, and is no longer kept", metadata=metadata)
+    if entry.state is KeyState.DELIVERED:
+        return ResultGone("the image was delivered, and is no longer kept", metadata=metadata)
+    return ResultGone("the image is billed and not kept; the same request draws it again, free", metadata=metadata)
 
 
 def _seeded(draft: Draft, entry: Entry) -> Draft:

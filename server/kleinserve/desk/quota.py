@@ -21,20 +21,15 @@ class SharedQuota:
     def __init__(self, local: Quota, buckets: Buckets[T] | None):
         self._local, self._buckets = local, buckets
 
-    async def admit(self, caller: Caller, megapixels: int) -> Grant:
-        """Let a request in. Raises: QuotaExceeded, LedgerUnavailable; then nothing is taken."""
-        limit, buckets = caller.megapixels_per_minute, self._buckets
-        if buckets is None or limit is None or not megapixels or megapixels > limit:
-            return self._local.admit(caller, megapixels)
-        grant = self._local.admit(caller, 0)
-        try:
-            taken = await buckets.take(caller.name, megapixels, limit)
-        except BaseException:
-            grant.release(ran=False, by_server=False)
-            raise
-        grant.on_return = lambda: buckets.give_back(taken)
-        return grant
-
     def join(self, caller: Caller) -> Grant:
-        """Let a further reader in. Raises: QuotaExceeded."""
-        return self._local.admit(caller, 0)
+        """Let a request or a further reader in: a slot. Raises: QuotaExceeded."""
+        return self._local.admit(caller)
+
+    async def charge(self, grant: Grant, caller: Caller, megapixels: int) -> None:
+        """Take a request's megapixels for its grant. Raises: QuotaExceeded, LedgerUnavailable; then none is taken."""
+        limit, buckets = caller.megapixels_per_minute, self._buckets
+        if buckets is None or limit is None or megapixels > limit:
+            self._local.charge(grant, caller, megapixels)
+            return
+        taken = await buckets.take(caller.name, megapixels, limit)
+        grant.on_return = lambda: buckets.give_back(taken)

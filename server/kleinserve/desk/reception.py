@@ -1,7 +1,7 @@
 """How a request gets in: a place in the queue, its caller's quota, its references decoded; or nothing is left of it."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -37,10 +37,9 @@ class Intake(Protocol):
 
 
 @dataclass(frozen=True)
-class Received:
-    """A request that has its place and its caller's leave."""
+class Entrance:
+    """What a request has before anything is done for it: its place, and one of its caller's slots."""
 
-    request: Request
     place: Place
     grant: Grant
 
@@ -52,23 +51,32 @@ class Reception:
         self._backend, self._intake, self._quota = backend, intake, quota
         self._places = Places(config.queue_requests_max, config.queue_bytes_max, lambda: backend.load().busy_seconds)
 
-    @asynccontextmanager
-    async def receive(self, draft: Draft, asked: Asked, *, is_free: bool) -> AsyncIterator[Received]:
-        """Take the request in for the block; where that fails, or the block, its place and its leave are given back.
+    @contextmanager
+    def enter(self, asked: Asked) -> Iterator[Entrance]:
+        """Let the request in for the block; where the block fails all is given back, and what was charged.
 
-        `is_free`: its megapixels were taken before. Raises: QueueFull, QuotaExceeded, a RefusedReference, InvalidField.
+        Raises: QueueFull, QuotaExceeded, before anything has been done for it.
         """
         place = self._places.take(asked.held_bytes)
         try:
-            grant = await self._quota.admit(asked.caller, 0 if is_free else self._megapixels(draft))
+            grant = self._quota.join(asked.caller)
             try:
-                yield Received(await self._read(draft, asked, place), place, grant)
+                yield Entrance(place, grant)
             except BaseException:
                 grant.release(ran=False, by_server=False)
                 raise
         except BaseException:
             place.leave()
             raise
+
+    async def receive(self, draft: Draft, asked: Asked, entrance: Entrance, *, is_free: bool) -> Request:
+        """Charge its megapixels, unless they were taken before (`is_free`), and decode its references.
+
+        Raises: QuotaExceeded, LedgerUnavailable, a RefusedReference, QueueFull, InvalidField.
+        """
+        if not is_free:
+            await self._quota.charge(entrance.grant, asked.caller, self._megapixels(draft))
+        return await self._read(draft, asked, entrance.place)
 
     def _megapixels(self, draft: Draft) -> int:
         """Of the output; where a reference decides the size it is one, since the model sees no larger one."""

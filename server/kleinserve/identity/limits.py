@@ -78,9 +78,14 @@ class Grant:
     `on_return` is called where megapixels that were taken elsewhere are to come back.
     """
 
-    def __init__(self, account: _Account, taken: _Taken | None):
-        self._account, self._taken, self._is_released = account, taken, False
+    def __init__(self, account: _Account):
+        self._account, self._is_released = account, False
+        self._taken: _Taken | None = None
         self.on_return: Callable[[], None] = lambda: None
+
+    def take(self, taken: _Taken | None) -> None:
+        """These megapixels are the request's."""
+        self._taken = taken
 
     def release(self, *, ran: bool, by_server: bool) -> None:
         """Give the slot back, and the megapixels too if no step of the request `ran` or the server ended it.
@@ -109,19 +114,24 @@ class Quota:
         self._clock = clock
         self._accounts: defaultdict[str, _Account] = defaultdict(_Account)
 
-    def admit(self, caller: Caller, megapixels: int) -> Grant:
-        """Let a request of so many output megapixels in; 0 for a reader of what was admitted before.
+    def admit(self, caller: Caller) -> Grant:
+        """Give a request, or a reader of what was admitted before, a slot.
 
-        Raises: QuotaExceeded, and then nothing is taken. Its `retry_seconds` is when the megapixels fit, rounded up to
-        a millisecond, if the caller takes none before; SLOT_RETRY_SECONDS where requests_max is reached;
-        NEVER_RETRY_SECONDS for more than the whole bucket, which never fits.
+        Raises: QuotaExceeded where requests_max is reached, with SLOT_RETRY_SECONDS.
         """
         account = self._accounts[caller.name]
         if caller.requests_max is not None and account.requests >= caller.requests_max:
             raise QuotaExceeded(caller.name, "requests_max", caller.requests_max, SLOT_RETRY_SECONDS)
-        taken = self._take(account, caller, megapixels) if megapixels else None
         account.requests += 1
-        return Grant(account, taken)
+        return Grant(account)
+
+    def charge(self, grant: Grant, caller: Caller, megapixels: int) -> None:
+        """Take so many output megapixels for a request that has a slot, once.
+
+        Raises: QuotaExceeded, and then nothing is taken. Its `retry_seconds` is when they fit, rounded up to a
+        millisecond, if the caller takes none before; NEVER_RETRY_SECONDS for more than the whole bucket.
+        """
+        grant.take(self._take(self._accounts[caller.name], caller, megapixels))
 
     def _take(self, account: _Account, caller: Caller, megapixels: int) -> _Taken | None:
         limit, now = caller.megapixels_per_minute, self._clock()

@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from kleinserve.config import Config
-from kleinserve.core import Caller, Draft
+from kleinserve.core import Caller, Draft, Operation, Options
 from kleinserve.desk.books import Books, now_microseconds
 from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Desk, Stream
@@ -157,9 +157,12 @@ class Calls:
     tracing: Tracing | None = None
     running: set[Call] = field(default_factory=set)
 
-    async def serve(self, path: str, body: bytes, transport: Transport) -> None:
-        """One RPC from its message to its status, whatever happens."""
-        await self.serve_message(path, lambda: _parsed(self.methods[path], body), len(body), transport)
+    async def serve(self, path: str, body: list[bytes], transport: Transport) -> None:
+        """One RPC from its one message to its status, whatever happens.
+
+        The message is taken out of `body`: a stream that lives for long keeps none of its 40 MiB.
+        """
+        await self.serve_message(path, lambda: _parsed(self.methods[path], body), sum(map(len, body)), transport)
 
     async def serve_message(
         self,
@@ -257,11 +260,13 @@ class Calls:
                 metrics.time_to_first_preview_seconds.labels(operation).observe(first)
             if isinstance(error, Cancelled) and stage in (Stage.WAITING, Stage.RUNNING, Stage.DELIVERING):
                 metrics.cancelled.labels(stage.value).inc()
-        elif call.draft is not None and error is not None:
-            operation = call.draft.operation.value
-            self.books.refuse(call.request_id, call.known.name, call.draft, error, call.arrived_microseconds)
         else:
-            operation = method.operation
+            operation = call.draft.operation.value if call.draft is not None else method.operation
+            if isinstance(error, Cancelled):
+                metrics.cancelled.labels(Stage.WAITING.value).inc()
+            if operation and error is not None and call.caller is not None:
+                asked = call.draft or Draft(Operation(operation), "", (), None, Options(0, 0, 1.0), is_seed_drawn=True)
+                self.books.refuse(call.request_id, call.caller.name, asked, error, call.arrived_microseconds)
         if operation:
             code, reason = (error.status, error.reason) if error else ("OK", "")
             metrics.finished(operation, code, reason, seconds, has_deadline=call.deadline is not None)
@@ -337,9 +342,12 @@ def _shown(call: Call) -> dict[str, str | int]:
     }
 
 
-def _parsed(method: Method, body: bytes) -> Message:
+def _parsed(method: Method, body: list[bytes]) -> Message:
+    if not body:
+        raise InvalidField(Violation("request", f"no message; one {method.request.DESCRIPTOR.full_name} is required"))
+    data = body.pop()
     try:
-        return method.request.FromString(body)
+        return method.request.FromString(data)
     except DecodeError:
-        said = f"{len(body)} bytes that are no {method.request.DESCRIPTOR.full_name}"
+        said = f"{len(data)} bytes that are no {method.request.DESCRIPTOR.full_name}"
         raise InvalidField(Violation("request", said)) from None

@@ -4,8 +4,9 @@ from klein.v1 import image_pb2
 
 from kleinserve import __version__
 from kleinserve.config import Config
-from kleinserve.core import EDGE_MULTIPLE, ImageFormat, ModelFacts, PreviewFormat
+from kleinserve.core import EDGE_MULTIPLE, ImageFormat, ModelFacts
 from kleinserve.core.limits import EDGE_MAX, EDGE_MIN, GUIDANCE_MAX, PIXELS_MAX, REFERENCES_MAX
+from kleinserve.rpc import requests
 
 
 def response(facts: ModelFacts, config: Config) -> image_pb2.GetCapabilitiesResponse:
@@ -29,7 +30,7 @@ def response(facts: ModelFacts, config: Config) -> image_pb2.GetCapabilitiesResp
         max_reference_pixels=config.reference_pixels_max,
         max_prompt_tokens=facts.prompt_tokens_max,
         image_formats=[f"IMAGE_FORMAT_{f.name}" for f in ImageFormat],
-        preview_formats=[f"PREVIEW_FORMAT_{f.name}" for f in PreviewFormat],
+        preview_formats=requests.formats(config),
         alpha_methods=[f"ALPHA_METHOD_{m.name}" for m in facts.alpha_methods],
         chunk_bytes=config.chunk_bytes,
         price=image_pb2.Price(

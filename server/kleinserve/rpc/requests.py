@@ -65,7 +65,7 @@ def draft(message: Message, facts: ModelFacts, config: Config) -> Draft:
     if not is_counted:
         violations.append(Violation("references", f"{len(given)} given; 1 to {REFERENCES_MAX}"))
     violations += [*_size(options), *_sampling(options, facts, config), *_identity(options)]
-    violations += [*_output(options.output), *_preview(options, facts)]
+    violations += [*_output(options.output), *_preview(options, facts, config)]
     if violations:
         raise InvalidField(*violations)
     references = tuple(reference.image for reference in given)
@@ -229,7 +229,7 @@ def _output(output: image_pb2.OutputOptions) -> Iterator[Violation]:
         yield Violation("options.output.format", text)
 
 
-def _preview(options: image_pb2.ImageOptions, facts: ModelFacts) -> Iterator[Violation]:
+def _preview(options: image_pb2.ImageOptions, facts: ModelFacts, config: Config) -> Iterator[Violation]:
     preview = options.preview
     if preview.disabled and (preview.every_n_steps or preview.max_edge or preview.format):
         yield Violation("options.preview.disabled", "true with other preview fields set; leave them out")
@@ -241,12 +241,20 @@ def _preview(options: image_pb2.ImageOptions, facts: ModelFacts) -> Iterator[Vio
             "options.preview.max_edge",
             f"{preview.max_edge}; {PREVIEW_EDGE_MIN} to {PREVIEW_EDGE_MAX}, or 0 for the preview's own size",
         )
-    if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and not preview.disabled:
+    if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and not config.latent_previews:
+        yield Violation("options.preview.format", f"LATENT is switched off here; one of {', '.join(formats(config))}")
+    elif preview.format == image_pb2.PREVIEW_FORMAT_LATENT and not preview.disabled:
         yield from too_large_latents(Size(options.width, options.height), facts)
     if preview.format == image_pb2.PREVIEW_FORMAT_LATENT and preview.max_edge:
         text = f"max_edge {preview.max_edge} with LATENT, which is never scaled"
         yield Violation("options.preview.max_edge", text)
         yield Violation("options.preview.format", text)
+
+
+def formats(config: Config) -> list[str]:
+    """The preview formats that this server gives."""
+    given = [f for f in PreviewFormat if config.latent_previews or f is not PreviewFormat.LATENT]
+    return [f"PREVIEW_FORMAT_{f.name}" for f in given]
 
 
 def _enum(kind: type[E], number: int, name: Callable[[int], str], default: E) -> E:

@@ -1,5 +1,6 @@
 """The gRPC server: the contract's services with health and reflection on one port. Owns grpc."""
 
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ from kleinserve.errors import BadConfig, Unauthenticated
 from kleinserve.identity.authenticator import Authenticator
 from kleinserve.identity.certificates import Certificates
 from kleinserve.identity.reload import Watched
+from kleinserve.metrics import Metrics
 from kleinserve.rpc.call import Calls
-from kleinserve.rpc.transport import Context, Handlers, credentials
+from kleinserve.rpc.transport import Context, GrpcTransport, Handlers, credentials
 
 SERVICES = (
     image_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name,
@@ -47,7 +49,9 @@ class GrpcServer:
     def __init__(self, calls: Calls, config: Config, tls: grpc.ServerCredentials | None):
         self.health = health.aio.HealthServicer()
         self._config, self._tls = config, tls
-        self._server = grpc.aio.server(interceptors=[_Known(calls.authenticator)], options=_options(config))
+        self._server = grpc.aio.server(
+            interceptors=[_Known(calls.authenticator, calls.metrics)], options=_options(config)
+        )
         self._server.add_generic_rpc_handlers((Handlers(calls),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -102,8 +106,8 @@ def _options(config: Config) -> list[tuple[str, int]]:
 class _Known(grpc.aio.ServerInterceptor):
     """Reflection needs a known caller, as every method of ours does; health does not."""
 
-    def __init__(self, authenticator: Authenticator):
-        self._authenticator = authenticator
+    def __init__(self, authenticator: Authenticator, metrics: Metrics):
+        self._authenticator, self._metrics = authenticator, metrics
 
     async def intercept_service(
         self,
@@ -120,7 +124,8 @@ class _Known(grpc.aio.ServerInterceptor):
             try:
                 self._authenticator.caller(credentials(context))
             except Unauthenticated as error:
-                await context.abort(grpc.StatusCode.UNAUTHENTICATED, error.message)
+                self._metrics.unauthenticated.labels(error.why).inc()
+                await GrpcTransport(context).refuse(error, uuid.uuid4().hex)
             async for message in answer(messages, context):  # type: ignore[attr-defined,arg-type]
                 yield message
 

@@ -1,8 +1,5 @@
 """The contract's methods: a message becomes what the desk is asked, its answer becomes messages. Knows no transport."""
 
-from collections.abc import Awaitable, Callable
-
-from google.protobuf.message import Message
 from klein.v1 import image_pb2, usage_pb2
 
 from kleinserve.config import Config
@@ -25,17 +22,27 @@ class Images:
 
     async def generate(self, message: image_pb2.GenerateRequest | image_pb2.EditRequest, call: Call) -> None:
         """Generate and Edit."""
+        call.stream = await self._open(message, call)
+        del message  # its references may hold 40 MiB, and a stream lives for long
+        call.draft = None
+        await self._tell(call)
+
+    async def _open(self, message: image_pb2.GenerateRequest | image_pb2.EditRequest, call: Call) -> Stream | None:
+        """The stream of what is asked for; None: another server has answered."""
         self._desk.check()
         call.draft = draft = requests.draft(message, self._facts, self._config)
-        _check_key(call)
-        await self._tell(message, call, lambda: self._desk.open(draft, call.asked()))
+        _check_key(call, draft.options.idempotency_key, "options.idempotency_key")
+        return await self._forward.unless_elsewhere(message, call, lambda: self._desk.open(draft, call.asked()))
 
     async def attach(self, message: image_pb2.AttachRequest, call: Call) -> None:
         key = requests.key(message)
-        await self._tell(message, call, lambda: self._desk.attach(key, call.asked()))
+        _check_key(call, key, "idempotency_key")
+        call.stream = await self._forward.unless_elsewhere(message, call, lambda: self._desk.attach(key, call.asked()))
+        await self._tell(call)
 
     async def cancel(self, message: image_pb2.CancelRequest, call: Call) -> None:
         key = requests.key(message)
+        _check_key(call, key, "idempotency_key")
         if await self._forward.unless_elsewhere(message, call, lambda: self._desk.cancel(key, call.known)):
             await call.write(image_pb2.CancelResponse())
 
@@ -43,12 +50,10 @@ class Images:
         requests.nothing(message)
         await call.write(capabilities.response(self._facts, self._config))
 
-    async def _tell(self, message: Message, call: Call, opened: Callable[[], Awaitable[Stream]]) -> None:
-        """Write what happens to the job until its image is whole, or what another server says of it."""
-        stream = await self._forward.unless_elsewhere(message, call, opened)
-        if stream is None:
+    async def _tell(self, call: Call) -> None:
+        """Write what happens to the job until its image is whole; nothing where another server has answered."""
+        if (stream := call.stream) is None:
             return
-        call.stream = stream
         await call.begin()
         numbered = events.Numbered(stream.job.request.request_id, stream.reader.terms.client_tag)
         async for happened in stream.reader.events():
@@ -94,13 +99,12 @@ def methods(images: Images, usages: Usages) -> dict[str, Method]:
     }
 
 
-def _check_key(call: Call) -> None:
+def _check_key(call: Call, key: str, field: str) -> None:
     """The metadata's key, by which proxies route, is the message's. Raises: InvalidField."""
-    assert call.draft is not None
-    given, key = call.transport.metadata.get(KEY_METADATA), call.draft.options.idempotency_key
+    given = call.transport.metadata.get(KEY_METADATA)
     if given is not None and given != key:
         said = f"{quoted(key)}, but {KEY_METADATA} in the metadata is {quoted(given)}; they must be equal"
-        raise InvalidField(Violation("options.idempotency_key", said))
+        raise InvalidField(Violation(field, said))
 
 
 def _whose(caller: str, call: Call) -> str | None:

@@ -1,6 +1,6 @@
 """grpc.aio as a transport of calls. Owns grpc."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -65,7 +65,8 @@ def credentials(context: Context) -> Credentials:
 class Handlers(grpc.GenericRpcHandler):
     """Gives every call of the contract to `calls` as bytes: what cannot be parsed is refused like everything else.
 
-    A unary answer is a stream of one message: on the wire they are the same.
+    A single message is a stream of one: on the wire they are the same, and of a stream gRPC keeps no message until the
+    call ends.
     """
 
     def __init__(self, calls: Calls):
@@ -76,7 +77,9 @@ class Handlers(grpc.GenericRpcHandler):
         if path not in self._calls.methods:
             return None
 
-        async def behave(body: bytes, context: Context) -> None:
+        async def behave(messages: AsyncIterator[bytes], context: Context) -> None:
+            body = [message] if (message := await anext(messages, None)) is not None else []
+            del message
             await self._calls.serve(path, body, GrpcTransport(context))
 
-        return grpc.unary_stream_rpc_method_handler(behave)  # written, not yielded
+        return grpc.stream_stream_rpc_method_handler(behave)  # written, not yielded

@@ -29,7 +29,7 @@ class Queue:
     def __init__(self, share_of: Callable[[Work], Share]):
         self._share_of = share_of
         self._waiting: dict[Work, None] = {}  # their prompts are not encoded, nor being encoded
-        self._fresh: list[Work] = []  # of those, who came since the loop beside the steps last looked
+        self._fresh: dict[Work, None] = {}  # of those, who came since the loop beside the steps last looked
         self._begun: dict[Work, None] = {}  # the device holds something of theirs
         self._started = self._tokens = 0
         self._total = Share(0.0, 0.0)
@@ -68,7 +68,7 @@ class Queue:
             if self.is_closed:
                 return False
             self._waiting[work] = None
-            self._fresh.append(work)
+            self._fresh[work] = None
             self._add(work, share)
             self._ring(Loop.ASIDE)
             return True
@@ -80,6 +80,7 @@ class Queue:
             for work in held:
                 work.is_held = True
                 if self._waiting.pop(work, work) is None:
+                    self._fresh.pop(work, None)
                     self._begun[work] = None
                     self._tokens += work.demand.tokens
         return held
@@ -131,6 +132,7 @@ class Queue:
             if self._begun.pop(work, work) is None:
                 self._tokens -= work.demand.tokens
             self._waiting.pop(work, None)
+            self._fresh.pop(work, None)
             self._started -= work.started is not None
             self._add(work, Share(0.0, 0.0))
             if not (self._waiting or self._begun):
@@ -164,7 +166,7 @@ class Queue:
     def take_waiting(self, *, fresh_only: bool) -> list[Work]:
         """Those that are not begun; or of them only who came since this was last asked."""
         with self._changed:
-            fresh, self._fresh = self._fresh, []
+            fresh, self._fresh = self._fresh, {}
             works = fresh if fresh_only else self._waiting
             return [work for work in works if work in self._waiting and not work.is_gone]
 

@@ -44,24 +44,24 @@ class GrpcWeb:
         else:
             await exchange.while_read(self._serve(path, body, answer))
 
-    async def _body(self, path: str, answer: "Answer") -> bytes:
-        """The call's message; of one whose caller will be refused nothing is held. Raises: Unusable, ReaderGone."""
+    async def _body(self, path: str, answer: "Answer") -> list[bytes]:
+        """The call's message; none, and nothing held, where its caller will be refused. Raises: Unusable, ReaderGone."""
         config = self._calls.config
         if path in self._health:
-            return await answer.message(HEALTH_BYTES_MAX, config.reader_stall_seconds)
+            return [await answer.message(HEALTH_BYTES_MAX, config.reader_stall_seconds)]
         if path not in self._calls.methods:
             raise Unusable("UNIMPLEMENTED", "Method not found!")
         try:
             self._calls.caller(answer)
         except KleinError:  # as it is told, counted and logged by serving it
-            return b""
-        return await answer.message(config.request_bytes_max, config.reader_stall_seconds)
+            return []
+        return [await answer.message(config.request_bytes_max, config.reader_stall_seconds)]
 
-    async def _serve(self, path: str, body: bytes, answer: "Answer") -> None:
+    async def _serve(self, path: str, body: list[bytes], answer: "Answer") -> None:
         if path in self._calls.methods:
             await self._calls.serve(path, body, answer)
         else:
-            await self._health.serve(path, body, answer)
+            await self._health.serve(path, body.pop(), answer)
         await answer.end("OK")
 
 
