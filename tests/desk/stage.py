@@ -29,6 +29,7 @@ from kleinserve.core import (
     UsageRecord,
 )
 from kleinserve.desk.books import Books
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Asked, Desk, Stream
 from kleinserve.desk.kept import Shelf
 from kleinserve.desk.keys import KeyRing
@@ -168,7 +169,9 @@ class Stage:
         self.lifecycle.become(State.READY)
 
     async def open(self, request_id: str = "a", *, draft: Draft | None = None, **asked: Any) -> Stream:
-        return await self.desk.open(draft or drafted(), replace(ASKED, request_id=request_id, **asked))
+        return await self.desk.open(
+            draft or drafted(), replace(ASKED, **{"request_id": request_id, "bundle": Bundle()} | asked)
+        )
 
     def start(self, request_id: str = "a") -> None:
         self.backend.tell(request_id, Started(0.1))

@@ -45,7 +45,7 @@ class GrpcWeb:
             await exchange.while_read(self._serve(path, body, answer))
 
     async def _body(self, path: str, answer: "Answer") -> list[bytes]:
-        """The call's message; none, and nothing held, where its caller will be refused. Raises: Unusable, ReaderGone."""
+        """The call's message; where its caller will be refused none, nor is it held. Raises: Unusable, ReaderGone."""
         config = self._calls.config
         if path in self._health:
             return [await answer.message(HEALTH_BYTES_MAX, config.reader_stall_seconds)]
