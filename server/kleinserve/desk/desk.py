@@ -289,15 +289,17 @@ class Desk:
         self._close(job)
 
     def _settle(self, bundle: Bundle) -> None:
-        """From here on its images are billed, whoever leaves."""
-        for job in bundle.drawn:
-            job.is_committing = True
+        """All its images are drawn."""
         task = self._loop.create_task(self._deliver(bundle.drawn))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
     async def _deliver(self, drawn: dict[Job, EncodedImage]) -> None:
         """Nothing is sent before all of it is written down."""
+        if any(job.error is not None for job in drawn):  # one was ended before their commit began, and so were all
+            return
+        for job in drawn:
+            job.is_committing = True
         error: KleinError | None = None
         try:
             await self._books.settle(*drawn)

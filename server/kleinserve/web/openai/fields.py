@@ -160,11 +160,13 @@ async def edit(body: bytes, headers: Headers, model: str) -> Asked:
     parser = MultiPartParser(headers, whole(), max_files=_FILES_MAX, max_fields=_FIELDS_MAX)
     parser.spool_max_size = _TOGETHER_BYTES
     try:
-        parts = (await parser.parse()).multi_items()
+        form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidField(Violation("body", f"no multipart/form-data that can be read: {error}")) from None
+    parts = form.multi_items()
     images = [await part.read() for name, part in parts if IMAGE.match(name) and isinstance(part, UploadFile)]
     others = {name: part for name, part in parts if not (IMAGE.match(name) and isinstance(part, UploadFile))}
+    await form.close()
     return Asked(_fields(others), tuple(images), headers.get("idempotency-key", ""), model)
 
 
