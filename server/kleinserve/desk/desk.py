@@ -215,11 +215,11 @@ class Desk:
         self._ring.deliver(stream.job)
 
     def leave(self, stream: Stream) -> Stage:
-        """A stream has ended, however; returns where its job was.
+        """A stream has ended, however; returns where its job is, or ended.
 
         A job that nobody reads any more ends, unless it is detached or its image is settled.
         """
-        job, stage = stream.job, stream.job.stage
+        job, stage = stream.job, stream.job.ended_in or stream.job.stage
         if stream.grant is not None:
             stream.grant.release(ran=False, by_server=False)
         job.readers.discard(stream.reader)
