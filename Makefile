@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto crash agreement interop bench bench-full bench-gpu overload flood soak mini clean
+.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto crash agreement interop bench bench-full bench-gpu overload flood soak ledger mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +79,10 @@ soak: setup ## ten minutes at 80 % load, large references among it: whether memo
 
 bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing
 	python3 -m benchmarks gpu
+
+ledger: setup ## GetUsage of a day and a month under a second with two million records, a delivery's cost under 20 ms (minutes)
+	$(BIN)/python -m benchmarks.ledger --records 2000000
+	$(BIN)/python -m benchmarks.ledger_cost
 
 mini: setup ## train mini from its seeds, resuming from training/runs (hours on a CPU)
 	$(BIN)/python -m training all

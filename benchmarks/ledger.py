@@ -3,11 +3,13 @@
     python -m benchmarks.ledger [--records 10000000] [--days 30] [--callers 100] [--folder DIR]
 
 Fills a SQLite file (minutes and 3 GiB at ten million) with rows as the ledger writes them, then asks as servers do.
+Exit code 1 where the median of some GetUsage, of a day or of all days, is over a second.
 """
 
 import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -24,6 +26,7 @@ from sqlalchemy import text
 BATCH = 100_000
 BEGIN = 1_767_225_600_000_000  # 2026-01-01
 COMMITS = 200
+TOTALS_SECONDS_MAX = 1.0
 
 
 def some(number: int, caller: str, end: int) -> UsageRecord:
@@ -78,15 +81,16 @@ def fill(url: str, count: int, days: int, callers: int) -> None:
     engine.dispose()
 
 
-async def timed(what: str, ask: Callable[[], Awaitable[object]], times: int = 5) -> None:
+async def timed(what: str, ask: Callable[[], Awaitable[object]], times: int = 5) -> float:
+    """The median, in seconds."""
     seconds = []
     for _ in range(times):
         begin = time.perf_counter()
         await ask()
         seconds.append(time.perf_counter() - begin)
-    print(
-        f"{what:58} first {seconds[0] * 1000:8.1f} ms   median {statistics.median(seconds) * 1000:8.1f} ms", flush=True
-    )
+    median = statistics.median(seconds)
+    print(f"{what:58} first {seconds[0] * 1000:8.1f} ms   median {median * 1000:8.1f} ms", flush=True)
+    return median
 
 
 async def first_record(
@@ -95,7 +99,8 @@ async def first_record(
     return await anext(ledger.records(start, end, caller, after), None)
 
 
-async def ask(url: str, days: int) -> None:
+async def ask(url: str, days: int) -> float:
+    """The slowest median of totals, in seconds."""
     begin = time.perf_counter()
     ledger = SqlLedger(url)
     print(f"opened in {time.perf_counter() - begin:.2f} s")
@@ -108,16 +113,18 @@ async def ask(url: str, days: int) -> None:
         "all days from :17": (BEGIN + odd, month - odd),
         "the last minute": (minute, month),
     }
+    slowest = 0.0
     for caller in (None, "caller-7"):
         for name, interval in intervals.items():
             what = f"{name}, {caller or 'everyone'}"
-            await timed(f"GetUsage of {what}", partial(ledger.totals, *interval, caller))
+            slowest = max(slowest, await timed(f"GetUsage of {what}", partial(ledger.totals, *interval, caller)))
             await timed(f"first record of {what}", partial(first_record, ledger, *interval, caller))
     last = await first_record(ledger, minute, month, None)
     assert last
     await timed("first record after a late one", partial(first_record, ledger, BEGIN, month, None, last.record_id))
     await commits(ledger, month)
     await ledger.close()
+    return slowest
 
 
 async def commits(ledger: SqlLedger, end: int) -> None:
@@ -138,7 +145,7 @@ async def commits(ledger: SqlLedger, end: int) -> None:
     print(f"{16 * COMMITS / (time.perf_counter() - begin):.0f} commits a second by 16 at a time")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000_000)
     parser.add_argument("--days", type=int, default=30)
@@ -154,8 +161,10 @@ def main() -> None:
             fill(url, given.records, given.days, given.callers)
             seconds, size = time.perf_counter() - begin, file.stat().st_size / 2**30
             print(f"{given.records:,} records in {seconds:.0f} s, {size:.2f} GiB")
-        asyncio.run(ask(url, given.days))
+        slowest = asyncio.run(ask(url, given.days))
+    print(f"slowest GetUsage {slowest:.3f} s, at most {TOTALS_SECONDS_MAX:.0f} s")
+    return 1 if slowest > TOTALS_SECONDS_MAX else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

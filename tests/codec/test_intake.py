@@ -235,3 +235,13 @@ asyncio.run(intake.decode("a", [sys.stdin.buffer.read()], keep_alpha=False))
         server.kill()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
+
+
+def test_workers_know_no_secret(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes over a process that reads strangers' files finds no password and no token of the server's."""
+    for name in ("KLEINSERVE_LEDGER", "RAY_AUTH_TOKEN", "PGPASSWORD", "HF_TOKEN", "DATABASE_URL"):
+        monkeypatch.setenv(name, "s3cret")
+    opened()
+    for worker in workers():
+        assert "s3cret" not in str(worker.environ())
+    assert workers()

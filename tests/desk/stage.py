@@ -107,7 +107,10 @@ class ScriptedIntake:
 
 @dataclass
 class OpenLedger(NoLedger):
-    """Keeps what is committed, when `gate` is open, or fails; and what is noted. `together`: records of each commit."""
+    """Keeps what is committed, when `gate` is open, or fails; what it is to keep at once; and what is noted.
+
+    `together`: how many records each commit had.
+    """
 
     together: list[int] = field(default_factory=list)
     records: list[UsageRecord] = field(default_factory=list)
@@ -123,6 +126,9 @@ class OpenLedger(NoLedger):
         self.records += records
         self.together.append(len(records))
 
+    def keep(self, record: UsageRecord, instead_of: str = "") -> None:
+        self.records.append(record)
+
     def note(self, record: UsageRecord) -> None:
         self.noted.append(record)
 
@@ -137,6 +143,9 @@ class GatedKeys(MemoryKeys):
     async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
         await self._ledger.commit(record, *(each for each, _ in others))
         await super().commit(record, entry, *others)
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        self._ledger.keep(failed)
 
 
 def never(seconds: float, function: Callable[[], None]) -> None:
@@ -188,7 +197,7 @@ class Stage:
 
     async def idle(self) -> None:
         """Until no job is left, and all is written."""
-        await self.until(lambda: not self.desk.shown() and not self.books._tasks)
+        await self.until(lambda: not self.desk.shown())
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

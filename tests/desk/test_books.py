@@ -38,9 +38,8 @@ class Open:
     metrics: Metrics
 
     async def records(self) -> list[UsageRecord]:
-        """All that is written, when what is being written has been."""
-        while self.books._tasks:
-            await next(iter(self.books._tasks))
+        """All that is written, when what waits has been."""
+        await self.ledger.writer.run(lambda connection: None)
         return [record async for record in self.ledger.records(*ALL)]
 
     @property
@@ -49,9 +48,9 @@ class Open:
         return self.metrics.registry.get_sample_value("klein_cost_microusd_total", labels)
 
 
-async def new(url: str) -> Open:
+async def new(url: str, owner_seconds: float = 3600) -> Open:
     ledger, metrics = SqlLedger(url), Metrics()
-    keys = await SqlKeys.open(ledger, key_seconds=3600, keys_max=100)
+    keys = await SqlKeys.open(ledger, key_seconds=3600, keys_max=100, owner_seconds=owner_seconds)
     return Open(Books(ledger, keys, Price(14_000, 1_000, 0, "test"), "mini", metrics), ledger, keys, metrics)
 
 

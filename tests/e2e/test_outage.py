@@ -57,16 +57,19 @@ def asked(tag: str, steps: int = 1, key: str = "") -> image_pb2.GenerateRequest:
 
 async def check_outage(server: Serving, url: str, outage: "contextlib.AbstractContextManager[None]") -> None:
     """What runs ends with LEDGER_UNAVAILABLE and is not billed, what comes is refused with it; probes and health say
-    so; and all is well when the database is.
+    so; all is well when the database is, and what ended meanwhile has its record.
     """
-    before, plain, keyed, late, after = (str(uuid.uuid4()) for _ in range(5))
+    before, plain, keyed, left, late, after = (str(uuid.uuid4()) for _ in range(6))
     async with opened(server.target) as channel:
         stub = image_pb2_grpc.ImageServiceStub(channel)
         await told(stub.Generate(asked(before)))
         running = [stub.Generate(asked(plain, 12)), stub.Generate(asked(keyed, 12, key=keyed))]
         for call in running:
             await until(call, "started")
+        leaving = stub.Generate(asked(left, 50))
+        await until(leaving, "accepted")
         with outage:
+            leaving.cancel()
             for call in running:
                 code, reason, details = await refused(call)
                 assert (code, reason) == UNAVAILABLE
@@ -83,12 +86,22 @@ async def check_outage(server: Serving, url: str, outage: "contextlib.AbstractCo
         await told(stub.Generate(asked(after)))
         again = await told(stub.Generate(asked(keyed, 12, key=keyed)))
         assert again.data
-    billed = [tag for (tag,) in rows(url, "SELECT client_tag FROM record WHERE billable")]
-    assert sorted(tag for tag in billed if tag in (before, plain, keyed, late, after)) == sorted((before, keyed, after))
+    recorded = rows(url, "SELECT client_tag, outcome, reason, billable FROM record ORDER BY position")
+    failed, delivered = ("failed", "LEDGER_UNAVAILABLE", False), ("delivered", "", True)
+    ended = {tag: [tuple(rest) for other, *rest in recorded if other == tag] for tag in (before, plain, keyed, left)}
+    assert ended == {
+        before: [delivered],
+        plain: [failed],
+        keyed: [failed, delivered],
+        left: [("cancelled", "CANCELLED", False)],
+    }
+    assert [outcome for tag, outcome, *_ in recorded if tag in (late, after) and outcome != "refused"] == ["delivered"]
 
 
 async def test_sqlite(small_disk: Path | None, tmp_path: Path) -> None:
-    """A file that another program locks, one that cannot grow, and a disk that is full, one after the other."""
+    """A file that another program locks, and one that cannot grow, which SQLite sees as a full disk; then, for whom may
+    mount a small one (root), a disk that is full.
+    """
     file = (small_disk or tmp_path) / "usage.db"
     url = f"sqlite:///{file}"
     with forked("--ledger", url, **SETTINGS) as server:

@@ -10,7 +10,7 @@ ACCOUNT = Account()
 
 def claim(remaining: float, deadline: float | None = None) -> Claim:
     """A job that takes `remaining` seconds from the others too, three quarters of it in steps."""
-    seen = Standing(STANDARD, ACCOUNT, 0.0, deadline, 0, 100, 0.0, remaining, remaining)
+    seen = Standing(STANDARD, ACCOUNT, 0.0, deadline, 0, 4, 100, 0.0, remaining, remaining)
     return Claim(seen, Share(0.75 * remaining, 0.25 * remaining))
 
 

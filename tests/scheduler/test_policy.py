@@ -100,13 +100,24 @@ def test_a_large_job_joins_small_ones_only_where_many_wait() -> None:
     assert pick([small, large, *[large] * 5], 0.0, 8192, 0.01)[:2] == [0, 1]
 
 
+def test_nobody_joins_for_whom_a_deadline_would_be_missed() -> None:
+    """With a tenth of a second to spare in each of its four steps, one joins it; a hopeless one keeps nobody out."""
+    other, tight = standing(step=0.1, remaining=0.5), standing(deadline=1.44, remaining=1.0, steps_left=4)
+    assert len(pick([other] * 9, 0.0, 8192, 1.0)) == 9
+    assert pick([tight, other, other], 0.0, 8192, 1.0) == [0, 1]
+    ample = replace(tight, deadline=9.0)
+    assert pick([ample, other, other], 0.0, 8192, 1.0) == [1, 2, 0]
+    late = replace(tight, deadline=0.5)
+    assert pick([late, other, other], 0.0, 8192, 1.0) == [1, 2, 0]
+
+
 CALLERS = {"": Account(), "a": Account(), "b": Account(), "had a second": Account(1.0)}
 
 
 def standing(*, caller: str = "", **changed: float | None) -> Standing:
     """A standard job that arrived now, an hour from being due, unless said otherwise."""
     plain = Standing(
-        STANDARD, CALLERS[caller], 0.0, None, steps_done=0, tokens=100, step=0.0, remaining=1.0, whole=3600.0
+        STANDARD, CALLERS[caller], 0.0, None, 0, steps_left=4, tokens=100, step=0.0, remaining=1.0, whole=3600.0
     )
     return replace(plain, **changed)  # type: ignore[arg-type]
 
@@ -143,7 +154,8 @@ def test_what_is_due_by_its_age_goes_first_only_in_its_turn() -> None:
     aged, short = standing(arrived=-120.0, whole=10.0, remaining=9.0), standing(remaining=1.0)
     pressed = standing(deadline=12.0, remaining=9.0)
     assert order([short, aged], 0.0, aged_first=True) == [1, 0]
-    assert order([short, aged, pressed], 0.0, aged_first=False) == [2, 0, 1]
+    for aged_first, ranked in ((False, [2, 0, 1]), (True, [2, 1, 0])):
+        assert order([short, aged, pressed], 0.0, aged_first=aged_first) == ranked
 
 
 def test_an_interactive_arrival_shows_its_first_step_early() -> None:

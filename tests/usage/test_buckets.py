@@ -13,6 +13,8 @@ from kleinserve.usage.buckets import SqlBuckets
 from kleinserve.usage.sql import SqlLedger
 
 from tests.usage.postgres import Postgres
+from tests.usage.slow import held
+from tests.usage.some import rows
 
 WEB = Caller("web", requests_max=100, megapixels_per_minute=6)
 RACERS = 20
@@ -123,3 +125,21 @@ async def test_without_the_database(postgres: Postgres) -> None:
             await admit(first, Caller("free"), 1)
         finally:
             postgres.resume()
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_nobody_hears_of_what_was_taken(url: str, is_cancelled: bool) -> None:
+    """Megapixels whose request was cancelled, or timed out, while they were being taken come back."""
+    ledger = SqlLedger(url)
+    quota = SharedQuota(Quota(lambda: 0), SqlBuckets(ledger))
+    with held(ledger, "commit") as hang:
+        admission = asyncio.create_task(admit(quota, WEB, 6))
+        await asyncio.to_thread(hang.began.wait)
+        if is_cancelled:
+            admission.cancel()
+        with pytest.raises(asyncio.CancelledError if is_cancelled else LedgerUnavailable):
+            await admission
+        assert rows(url, "SELECT debt_grains > 0 FROM bucket") == [(True,)]
+    await ledger.writer.run(lambda connection: None)  # behind what hung
+    await admit(quota, WEB, 6)
+    await ledger.close()

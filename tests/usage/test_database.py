@@ -88,3 +88,11 @@ async def test_servers_that_start_together_make_one_schema(postgres: Postgres) -
     ledgers = await asyncio.gather(*(asyncio.to_thread(SqlLedger, url) for _ in range(4)))
     for ledger in ledgers:
         await ledger.close()
+
+
+@pytest.mark.parametrize("url", ["postgresql://web:s3cret@host/db", "postgresql://web@host/db?password=s3cret"])
+def test_a_password_is_not_shown(url: str) -> None:
+    """Neither as a part of the URL nor as a parameter of it."""
+    shown = database.shown(database.location(url))
+    assert "s3cret" not in shown
+    assert "host/db" in shown

@@ -16,6 +16,7 @@ from kleinserve.errors import LedgerUnavailable
 from kleinserve.usage.sql import NOTES_MAX, SqlLedger
 
 from tests.usage.postgres import Postgres
+from tests.usage.slow import held
 from tests.usage.some import record, rows
 
 TIMEOUT_SECONDS = 1.0
@@ -89,7 +90,7 @@ def limited() -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A disk of a few MiB; None where this user may not mount one."""
+    """A disk of a few MiB; None where this user may not mount one, which takes root."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)]
@@ -154,16 +155,25 @@ async def test_sqlite_is_locked(tmp_path: Path) -> None:
 
 
 async def test_the_disk_is_full(small_disk: Path | None, tmp_path: Path) -> None:
-    """A full disk: commits fail, and work when there is room again."""
+    """No room: commits fail, and work when there is some again.
+
+    A limit on file sizes, which SQLite sees as a full disk, and for whom may mount one (root) also a small disk that
+    is full.
+    """
+    await check_outage(f"sqlite:///{tmp_path}/usage.db", limited())
     if small_disk:
         await check_outage(f"sqlite:///{small_disk}/usage.db", full(small_disk))
-    else:
-        await check_outage(f"sqlite:///{tmp_path}/usage.db", limited())
 
 
-async def test_no_file_can_grow(tmp_path: Path) -> None:
-    """A limit on file sizes: commits fail, and work when it is lifted."""
-    await check_outage(f"sqlite:///{tmp_path}/usage.db", limited())
+async def test_what_is_late_before_its_commit_is_rolled_back(url: str) -> None:
+    """A commit that hangs before COMMIT is sent, and fails, never happens; what waits behind it does."""
+    async with opened(url) as ledger:
+        with held(ledger, "statement"):
+            with pytest.raises(LedgerUnavailable):
+                await ledger.commit(record())
+            ledger.note(record(client_tag="noted"))
+        await up(ledger)
+    assert rows(url, "SELECT client_tag FROM record") == [("noted",)]
 
 
 async def test_what_waits_behind_a_hanging_commit_is_withdrawn(postgres: Postgres) -> None:

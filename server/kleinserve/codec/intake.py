@@ -33,6 +33,7 @@ from kleinserve.errors import (
 REFUSALS = {error.reason: error for error in (ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported)}
 OUTCOMES = ("decoded", "refused", "over_budget", "crashed", "cancelled")
 WORKERS_DEFAULT = 2
+INHERITED = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMPDIR", "TZ")  # beginnings of variables' names; none is a secret
 END_SECONDS = 5.0  # for a worker to see that the server is done with it
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class _Worker:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 process_group=0,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a process with threads does not fork well
+                env=_environment(),
             )
 
     async def run(self, task: Task, file: int) -> dict[str, Any]:
@@ -113,6 +114,12 @@ class _Worker:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _environment() -> dict[str, str]:
+    """What Python needs, and none of the server's settings: no password lies in the memory of a worker."""
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(INHERITED)}
+    return inherited | {"OPENBLAS_NUM_THREADS": "1"}  # a process with threads does not fork well
 
 
 class Intake:

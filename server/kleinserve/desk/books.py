@@ -1,11 +1,8 @@
 """The one ending of a request: what it used is settled before its image goes out, and counted and recorded once."""
 
-import asyncio
 import time
-from collections.abc import Coroutine
 from dataclasses import replace
 
-import structlog
 import uuid_utils
 
 from kleinserve.core import Outcome, Size, Usage, UsageRecord
@@ -17,8 +14,6 @@ from kleinserve.usage.keys import Keys, LostOwnership
 from kleinserve.usage.ledger import Ledger
 from kleinserve.usage.price import Price
 
-log = structlog.get_logger()
-
 
 class Books:
     """Writes to the ledger and counts what is billable."""
@@ -26,7 +21,6 @@ class Books:
     def __init__(self, ledger: Ledger, keys: Keys, price: Price, model: str, metrics: Metrics):
         self._keys = keys
         self.ledger, self.price, self._model, self._metrics = ledger, price, model, metrics
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def check(self) -> None:
         """Raise LedgerUnavailable while nothing could be recorded."""
@@ -50,13 +44,25 @@ class Books:
             for job in new:
                 job.is_redraw = True  # whoever has the keys now records them
             raise LedgerUnavailable("another server has taken this request over") from error
+        except LedgerUnavailable:
+            for job in new:
+                job.doubted_id, job.record_id = job.record_id, new_record_id()
+            raise
         for job in new:
-            self._metrics.billable(job.request.operation, job.usage, job.request.caller)
+            self._count(job)
 
     def finish(self, job: Job) -> None:
-        """Record a job that ended without an image, beside whatever follows."""
-        if not job.is_redraw:
-            self._spawn(self._write(self._record(job)))
+        """Record a job that ended without an image, beside whatever follows; also where `settle` has failed.
+
+        What `settle` began may be written after it has failed: no image goes out for it, so it is taken out again.
+        """
+        if job.is_redraw:
+            return
+        record = self._record(job)
+        if job.doubted_id and job.entry is not None:
+            self._keys.abandon(job.entry, record, job.doubted_id, lambda: self._count(job))
+        else:
+            self.ledger.keep(record, instead_of=job.doubted_id)
 
     def refuse(self, request_id: str, caller: str, draft: Draft, error: KleinError, arrived: int) -> None:
         """Record a request that was refused, best effort."""
@@ -83,17 +89,12 @@ class Books:
         )
 
     async def close(self) -> None:
-        """Write what is being written, then close the ledger."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Write what waits, then close the ledger."""
         self._keys.close()
         await self.ledger.close()
 
-    async def _write(self, record: UsageRecord) -> None:
-        try:
-            await self.ledger.commit(record)
-        except LedgerUnavailable as error:
-            log.warning("record not written", record_id=record.record_id, error=error.message)
+    def _count(self, job: Job) -> None:
+        self._metrics.billable(job.request.operation, job.usage, job.request.caller)
 
     def _record(self, job: Job) -> UsageRecord:
         request, is_billable = job.request, job.outcome is Outcome.DELIVERED
@@ -114,11 +115,6 @@ class Books:
             accept_microseconds=job.accept_microseconds,
             end_microseconds=now_microseconds(),
         )
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def now_microseconds() -> int:

@@ -67,6 +67,7 @@ class Job:
     readers: set[Reader] = field(default_factory=set)
     entry: Entry | None = None  # of its key
     is_redraw: bool = False  # billed before, never delivered: nothing is recorded again
+    doubted_id: str = ""  # of its record, where the commit failed: it may be written yet
     is_committing: bool = False  # from here on its image is billed, whoever leaves
     image: EncodedImage | None = None
     spent: Spent = field(default_factory=Spent)

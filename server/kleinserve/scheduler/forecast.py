@@ -90,6 +90,7 @@ class Forecast:
             arrived=work.arrived,
             deadline=work.deadline,
             steps_done=work.render.steps_done,
+            steps_left=work.steps_left,
             tokens=work.demand.tokens,
             step=cost.added(work.demand),
             remaining=self.remaining(work),

@@ -6,6 +6,7 @@ goes before everything. What is due by its age alone, as large jobs are that sma
 a share of the time, so that many of them do not hold up everyone else.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Standing:
     arrived: float
     deadline: float | None
     steps_done: int
+    steps_left: int
     tokens: int
     step: float
     remaining: float
@@ -50,6 +52,12 @@ class Standing:
         """Whether its deadline is near."""
         return self.deadline is not None and self.deadline - now <= (1 + _NEAR) * self.remaining
 
+    def room(self, now: float) -> float:
+        """Seconds by which each of its steps may be longer than alone, for its deadline's sake."""
+        if self.deadline is None:
+            return math.inf
+        return (self.deadline - now - self.remaining) / max(1, self.steps_left)
+
     def is_aged(self, now: float) -> bool:
         """Whether it is nearly due by its age alone."""
         return self.due - now <= (1 + _NEAR) * self.remaining and not self.is_pressed(now)
@@ -58,9 +66,9 @@ class Standing:
 def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> list[int]:
     """The jobs' indices, who goes first first.
 
-    Nearly due: earliest due first; those by their age only with `aged_first`. Then interactive ones that have shown
-    nothing yet: oldest first. Then by priority, the caller first who has had least, each with its shortest first.
-    Last, what is too late for its deadline anyway.
+    Whose deadline is near, earliest first. With `aged_first` who is nearly due by its age. Then interactive ones that
+    have shown nothing yet, oldest first. Then by priority, the caller first who has had least, each with its shortest
+    first. Last, what is too late for its deadline anyway.
     """
     asked: dict[tuple[int, Account], float] = defaultdict(float)  # seconds of a caller's jobs that go before
     ranks: list[tuple[tuple[float, ...], int]] = []
@@ -69,13 +77,15 @@ def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> l
         turn = job.account.served + asked[job.priority, job.account]
         asked[job.priority, job.account] += job.remaining
         if job.is_hopeless(now):
-            rank: tuple[float, ...] = (3, job.arrived)
-        elif job.is_pressed(now) or (aged_first and job.is_aged(now)):
+            rank: tuple[float, ...] = (4, job.arrived)
+        elif job.is_pressed(now):
             rank = (0, job.due)
+        elif aged_first and job.is_aged(now):
+            rank = (1, job.due)
         elif job.priority == INTERACTIVE and job.steps_done == 0:
-            rank = (1, job.arrived)
+            rank = (2, job.arrived)
         else:
-            rank = (2, job.priority, turn, job.remaining, job.arrived)
+            rank = (3, job.priority, turn, job.remaining, job.arrived)
         ranks.append((rank, i))
     return [i for _, i in sorted(ranks)]
 
@@ -84,14 +94,19 @@ def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float, *,
     """The indices of the jobs that share the next step, of which `fixed` seconds pass whoever shares it.
 
     The first always goes. Each next one joins if it fits, and if the seconds by which it keeps those before it waiting
-    are fewer than those it saves for itself and everyone after it: few join when few wait, many when many do.
+    are fewer than those it saves for itself and everyone after it: few join when few wait, many when many do. Nobody
+    joins for whom a deadline of those before would be missed.
     """
     picked: list[int] = []
-    tokens = 0
+    tokens, room, longer = 0, math.inf, 0.0
     for i in order(jobs, now, aged_first=aged_first):
-        lost = len(picked) * jobs[i].step
+        job = jobs[i]
+        lost = len(picked) * job.step
         saved = _SAVING * (len(jobs) - len(picked)) * fixed
-        if not picked or (tokens + jobs[i].tokens <= tokens_max and lost <= saved):
+        if not picked or (tokens + job.tokens <= tokens_max and lost <= saved and job.step <= room):
             picked.append(i)
-            tokens += jobs[i].tokens
+            tokens += job.tokens
+            if not job.is_hopeless(now):
+                room = min(room - job.step, job.room(now) - longer)
+            longer += job.step
     return picked

@@ -40,14 +40,21 @@ class SqlBuckets:
     async def take(self, caller: str, megapixels: int, limit: int) -> Taken:
         """Take so many megapixels of a bucket that holds `limit` and refills in a minute.
 
+        What was taken although this has failed, or was cancelled, is given back as soon as that is known. Of a
+        connection lost in its COMMIT it never is; the next minute repays that.
         Raises: QuotaExceeded, whose `retry_seconds` is when they fit, rounded up to a millisecond; LedgerUnavailable.
         """
         grains = megapixels * GRAINS
-        taken = await self._writer.run(partial(_take, caller=caller, grains=grains, limit=limit))
+        take = partial(_take, caller=caller, grains=grains, limit=limit)
+        taken = await self._writer.run(take, unheard=self._unheard)
         if isinstance(taken, Taken):
             return taken
         milliseconds = -(-taken // (limit * MILLISECOND_MICROSECONDS))
         raise QuotaExceeded(caller, LIMIT, limit, milliseconds / 1000)
+
+    def _unheard(self, taken: Taken | int) -> None:
+        if isinstance(taken, Taken):
+            self.give_back(taken)
 
     def give_back(self, taken: Taken) -> None:
         """Give back what the time since has not repaid. Not awaited; kept through outages."""

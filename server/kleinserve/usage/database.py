@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from kleinserve.config import masked
 from kleinserve.usage.ledger import BadLedger
 
 _MIGRATION_LOCK = 0x6B6C65_01  # "kle": PostgreSQL's advisory locks are numbers
@@ -39,7 +40,8 @@ def location(ledger: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    return url.render_as_string(hide_password=True)
+    """The URL as it may be printed: no password, also where that is a parameter."""
+    return masked(url.render_as_string(hide_password=False))
 
 
 class FileOwner:
@@ -123,6 +125,7 @@ def migrate(engine: Engine) -> None:
     """Bring the schema up to date, in one transaction. Raises: BadLedger, where it is newer than this server."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # Python may be slow
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
         if _age(connection) != "current":
             alembic.command.upgrade(alembic_config(connection), "head")

@@ -101,7 +101,15 @@ class Keys(Protocol):
         """Record `record` and make the won RUNNING `entry` COMMITTED, both or neither, durable; again changes nothing.
 
         With `others`, all or nothing of them all.
-        Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `free` and `claim` respect.
+        Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `abandon` mends.
+        """
+        ...
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """The commit of the record `doubted_id` failed: forget the key, and write `failed` in that record's place.
+
+        Where another server has taken the key over with that record, both are left to it: instead, `taken_over` is
+        called, from any thread. Not awaited, in order, kept through outages.
         """
         ...
 
@@ -165,6 +173,9 @@ class MemoryKeys:
         for each, present in found:
             if present and present.state is KeyState.RUNNING:
                 self._put(replace(present, state=KeyState.COMMITTED, record_id=each.record_id, usage=each.usage))
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """No commit fails."""
 
     def delivered(self, entry: Entry) -> None:
         """As the protocol says."""

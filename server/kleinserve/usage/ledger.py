@@ -36,7 +36,16 @@ class Ledger(Protocol):
     async def commit(self, *records: UsageRecord) -> None:
         """Write all `records` or none, so that they survive a power cut; the same record id again changes nothing.
 
-        Raises: LedgerUnavailable, within a bounded time; then they may still be written later, not twice.
+        Raises: LedgerUnavailable, within a bounded time; then they may still be written later, not twice, unless
+        `keep` is given their ids.
+        """
+        ...
+
+    def keep(self, record: UsageRecord, instead_of: str = "") -> None:
+        """Write `record`, not awaited; kept through outages, in the order of the calls.
+
+        `instead_of`: the id of a record whose commit failed; where it was written all the same it is taken out, from
+        the totals too. Whoever has read it finds `record` later in the order, with the same request id.
         """
         ...
 
@@ -68,6 +77,9 @@ class NoLedger:
     is_up = True
 
     async def commit(self, *records: UsageRecord) -> None:
+        pass
+
+    def keep(self, record: UsageRecord, instead_of: str = "") -> None:
         pass
 
     def note(self, record: UsageRecord) -> None:

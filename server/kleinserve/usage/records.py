@@ -75,16 +75,35 @@ def add_all(connection: Connection, new: Sequence[UsageRecord]) -> None:
 def add(connection: Connection, record: UsageRecord) -> None:
     """Insert `record` and count it in its hour and its day; if its id is there already, nothing."""
     statement, count = _statements(connection.dialect.name)
-    row = schema.values(record)
-    position = connection.execute(statement, row).scalar()
+    position = connection.execute(statement, schema.values(record)).scalar()
     if position is not None:
-        paid = record.usage.billable
-        new = {name: row[name] * paid for name in _AMOUNTS[2:]} | {"requests": 1, "images": int(paid)}
-        new |= {"caller": record.caller, "operation": row["operation"]}
-        new |= {"first_position": position, "last_position": position}
-        end = record.end_microseconds
-        spans = [{"span_microseconds": span, "start_microseconds": end - end % span} for span in (HOUR, DAY)]
-        connection.execute(count, [new | each for each in spans])
+        new = _amounts(record) | {"first_position": position, "last_position": position}
+        connection.execute(count, [new | cell for cell in _counted_in(record)])
+
+
+def replace(connection: Connection, record_id: str, record: UsageRecord) -> None:
+    """Add `record`; where `record_id` is there, that one is taken out first, and out of its hour and its day."""
+    former = delete(RECORD).where(RECORD.c.record_id == record_id).returning(*RECORD.c)
+    for row in connection.execute(former).mappings().all():
+        gone = schema.record(row)
+        less = {name: TOTAL.c[name] - amount for name, amount in _amounts(gone).items()}
+        for cell in _counted_in(gone):
+            mine = [TOTAL.c[name] == value for name, value in cell.items()]
+            connection.execute(update(TOTAL).where(*mine).values(less))
+            connection.execute(delete(TOTAL).where(*mine, TOTAL.c.requests == 0))
+    add(connection, record)
+
+
+def _amounts(record: UsageRecord) -> dict[str, int]:
+    """What the record adds to its totals."""
+    paid = record.usage.billable
+    return {name: getattr(record.usage, name) * paid for name in _AMOUNTS[2:]} | {"requests": 1, "images": int(paid)}
+
+
+def _counted_in(record: UsageRecord) -> list[dict[str, Any]]:
+    """The keys of its hour's and its day's totals."""
+    of, end = {"caller": record.caller, "operation": record.operation.value}, record.end_microseconds
+    return [of | {"span_microseconds": span, "start_microseconds": end - end % span} for span in (HOUR, DAY)]
 
 
 @functools.cache

@@ -63,6 +63,10 @@ class SqlLedger:
         """As the protocol says. Cancelled while it waits: they are written or not; shield it if that matters."""
         await self.timed(partial(records.add_all, new=new))
 
+    def keep(self, record: UsageRecord, instead_of: str = "") -> None:
+        """As the protocol says."""
+        self.writer.post(partial(records.replace, record_id=instead_of, record=record))
+
     async def timed(self, work: Callable[[Connection], None]) -> None:
         """Run `work` with the writer, as a commit that somebody waits for."""
         begin = time.perf_counter()

@@ -7,7 +7,7 @@ writes between what it reads and what it writes. So reading an entry, deciding a
 import functools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -93,6 +93,11 @@ class SqlKeys:
     async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
         """As the protocol says."""
         await self._ledger.timed(partial(self._commit, new=((record, entry), *others)))
+
+    def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
+        """As the protocol says."""
+        abandon = partial(self._abandon, entry=entry, failed=failed, doubted_id=doubted_id)
+        self._writer.post(abandon, lambda is_done: None if is_done else taken_over())
 
     def delivered(self, entry: Entry) -> None:
         """As the protocol says."""
@@ -218,6 +223,15 @@ class SqlKeys:
         same = _of(entry.caller, entry.key, entry.request_id)
         found = select(JOB.c.state).where(*same, or_(mine, JOB.c.record_id == record.record_id))
         return connection.execute(found).one_or_none() is not None
+
+    def _abandon(self, connection: Connection, entry: Entry, failed: UsageRecord, doubted_id: str) -> bool:
+        """False: another server has the key and the record."""
+        doubted = [*_of(entry.caller, entry.key, entry.request_id), JOB.c.record_id == doubted_id]
+        self._delete(connection, [*doubted, *self._is_mine()])
+        if connection.execute(select(JOB.c.state).where(*doubted)).one_or_none() is not None:
+            return False
+        records.replace(connection, doubted_id, failed)
+        return True
 
     def _delete(self, connection: Connection, conditions: list[ColumnElement[bool]]) -> None:
         self._count -= connection.execute(delete(JOB).where(*conditions)).rowcount

@@ -38,6 +38,10 @@ class Declined(Exception):
     """Raised by work that has written nothing: the transaction goes on with the others."""
 
 
+class _Late(Exception):
+    """What somebody no longer waits for was about to be committed."""
+
+
 class _Write:
     """A piece of work on its way. `deadline`: when nobody waits for it any more; inf: it is tried until it is done."""
 
@@ -88,10 +92,12 @@ class Writer:
         on_up(True)
         threading.Thread(target=self._run, name="ledger-writer", daemon=True).start()
 
-    async def run(self, work: Work[T]) -> T:
+    async def run(self, work: Work[T], unheard: Callable[[T], None] = lambda result: None) -> T:
         """The result of `work`, once its transaction is durable. Work may run again after a transaction that failed.
 
-        Raises: LedgerUnavailable, within the timeout: what had not begun never happens, what had may happen yet.
+        Raises: LedgerUnavailable, within the timeout: what had not come to its COMMIT never happens, what had may
+        happen yet. What is posted afterwards comes after it. `unheard` is called, from any thread, with the result of
+        work that is known to have happened although nobody waits for it any more.
         """
         write = _Write(work, time.monotonic() + self._timeout)
         if not self._add(self._writes, write, WAITERS_MAX):
@@ -99,13 +105,22 @@ class Writer:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(write.future), self._timeout)
         except TimeoutError:
+            _when_done(write.future, unheard)
             self._tell(is_up=False)
             self.post(self._probe)  # to be told when it is over
             raise LedgerUnavailable from None
+        except asyncio.CancelledError:
+            _when_done(write.future, unheard)
+            raise
 
-    def post(self, work: Work[object]) -> None:
-        """Do `work` after what waits already, without anybody waiting; while the database is down it is kept."""
-        self._add(self._writes, _Write(work, math.inf), None)
+    def post(self, work: Work[T], done: Callable[[T], None] = lambda result: None) -> None:
+        """Do `work` after what waits already, without anybody waiting; while the database is down it is kept.
+
+        `done` is called, from any thread, with the result, once its transaction is durable.
+        """
+        write = _Write(work, math.inf)
+        _when_done(write.future, done)
+        self._add(self._writes, write, None)
 
     def note(self, work: Work[object]) -> Future[object] | None:
         """Do `work` when there is room beside what is waited for; None: too much waits already."""
@@ -154,9 +169,11 @@ class Writer:
                 break
             if batch or pause:
                 kept, pause = self._try(batch or [_Write(self._probe, math.inf)], pause)
-        for write in (*kept, *self._writes, *self._notes):
-            if write.begin():
-                write.end(LedgerUnavailable())
+        left = [write for write in (*kept, *self._writes, *self._notes) if write.begin()]
+        for write in left:
+            write.end(LedgerUnavailable())
+        if left:
+            _log("ledger_closed", unwritten=len(left))
         self._disconnect()
         self._engine.dispose()
         self._end.set_result(None)
@@ -181,6 +198,8 @@ class Writer:
         """Do `batch`. What is left of it, and the pause before it is tried again, 0 unless the database failed."""
         try:
             outcomes = self._transact(batch)
+        except _Late:
+            return _without_late(batch), 0.0
         except Exception as error:
             if not _is_databases(error):
                 return self._alone(batch, error)
@@ -221,6 +240,8 @@ class Writer:
             until = time.monotonic() + TURN_SECONDS
             while len(outcomes) < len(batch) and (not outcomes or time.monotonic() < until):
                 outcomes.append(_outcome(batch[len(outcomes)], self._connection))
+            if len(_without_late(batch[: len(outcomes)])) < len(outcomes):
+                raise _Late  # once COMMIT is sent nothing can be withdrawn
         return outcomes
 
     def _disconnect(self) -> None:
@@ -235,6 +256,16 @@ def _outcome(write: _Write, connection: Connection) -> object:
         return write.work(connection) if write.begin() else None
     except Declined as declined:
         return declined
+
+
+def _when_done(future: Future[Any], told: Callable[[Any], None]) -> None:
+    """Call `told` with the result, if there ever is one."""
+
+    def ended(future: Future[Any]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            told(future.result())
+
+    future.add_done_callback(ended)
 
 
 def _log(what: str, **facts: object) -> None:
