@@ -29,6 +29,7 @@ from kleinserve.core import (
     UsageRecord,
 )
 from kleinserve.desk.books import Books
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Asked, Desk, Stream
 from kleinserve.desk.kept import Shelf
 from kleinserve.desk.keys import KeyRing
@@ -94,29 +95,36 @@ class ScriptedIntake:
 
     refusal: KleinError | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    decoded: int = 0
 
     async def decode(self, turn: str, references: tuple[bytes, ...], *, keep_alpha: bool) -> tuple[Reference, ...]:
         await self.gate.wait()
         if self.refusal is not None:
             raise self.refusal
+        self.decoded += len(references)
         return tuple(Reference(Pixels(Size(96, 64), 3, bytes(3 * 96 * 64)), data) for data in references)
 
 
 @dataclass
 class OpenLedger(NoLedger):
-    """Keeps what is committed, when `gate` is open, or fails; what it is to keep at once; and what is noted."""
+    """Keeps what is committed, when `gate` is open, or fails; what it is to keep at once; and what is noted.
 
+    `together`: how many records each commit had.
+    """
+
+    together: list[int] = field(default_factory=list)
     records: list[UsageRecord] = field(default_factory=list)
     noted: list[UsageRecord] = field(default_factory=list)
     failure: BaseException | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     is_up: bool = True
 
-    async def commit(self, record: UsageRecord) -> None:
+    async def commit(self, *records: UsageRecord) -> None:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
-        self.records.append(record)
+        self.records += records
+        self.together.append(len(records))
 
     def keep(self, record: UsageRecord, instead_of: str = "") -> None:
         self.records.append(record)
@@ -132,9 +140,9 @@ class GatedKeys(MemoryKeys):
         super().__init__(key_seconds=3600, keys_max=100)
         self._ledger = ledger
 
-    async def commit(self, record: UsageRecord, entry: Any) -> None:
-        await self._ledger.commit(record)
-        await super().commit(record, entry)
+    async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
+        await self._ledger.commit(record, *(each for each, _ in others))
+        await super().commit(record, entry, *others)
 
     def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
         self._ledger.keep(failed)
@@ -170,7 +178,9 @@ class Stage:
         self.lifecycle.become(State.READY)
 
     async def open(self, request_id: str = "a", *, draft: Draft | None = None, **asked: Any) -> Stream:
-        return await self.desk.open(draft or drafted(), replace(ASKED, request_id=request_id, **asked))
+        return await self.desk.open(
+            draft or drafted(), replace(ASKED, **{"request_id": request_id, "bundle": Bundle()} | asked)
+        )
 
     def start(self, request_id: str = "a") -> None:
         self.backend.tell(request_id, Started(0.1))

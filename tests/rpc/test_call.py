@@ -335,6 +335,7 @@ async def test_a_stream_keeps_nothing_of_its_message() -> None:
     await stage.until(lambda: transport.begun)
     assert body == []
     assert [draft() for draft in drafts] == [None]
+    transport.gate.set()
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 

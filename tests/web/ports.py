@@ -17,7 +17,9 @@ from kleinserve.rpc.server import GrpcServer
 from kleinserve.web.app import application
 from kleinserve.web.server import WebServer
 
-GENERATE = "/klein.v1.ImageService/Generate"
+from tests.desk.stage import Stage
+
+GENERATE, EDIT = "/klein.v1.ImageService/Generate", "/klein.v1.ImageService/Edit"
 FACTS = ModelFacts("mini", Variant.DISTILLED, Size(256, 256), 4, 1.0, 64, 32, True, "cpu", "float32")
 
 
@@ -36,13 +38,18 @@ async def ports(
     behaviour: Any,
     authenticator: Authenticator | None = None,
     tls: ssl.SSLContext | None = None,
+    stage: Stage | None = None,
     **settings: Any,
 ) -> AsyncIterator[Ports]:
-    """Generate behaves as said: `behaviour(message, call)`."""
+    """Generate, and Edit, behave as said: `behaviour(message, call)`; its streams are those of the stage's desk."""
     config = Config(**{"port": 0, "web_port": 0, "metrics_port": 0} | settings)
-    methods: Mapping[str, Method] = {GENERATE: Method(image_pb2.GenerateRequest, True, behaviour)}
-    nothing: Any = None  # no call here opens a stream or has a draft
-    calls = Calls(methods, authenticator or Everyone(), nothing, nothing, config, Metrics())
+    methods: Mapping[str, Method] = {
+        GENERATE: Method(image_pb2.GenerateRequest, True, behaviour),
+        EDIT: Method(image_pb2.EditRequest, True, behaviour),
+    }
+    nothing: Any = None  # without a stage no call opens a stream or has a draft
+    desk, books, metrics = (stage.desk, stage.books, stage.metrics) if stage else (nothing, nothing, Metrics())
+    calls = Calls(methods, authenticator or Everyone(), desk, books, config, metrics)
     grpc_server = GrpcServer(calls, config, None)
     web_server = WebServer(application(calls, grpc_server.health, FACTS, config), config, tls)
     grpc_port, web_port = await grpc_server.start(), await web_server.start()

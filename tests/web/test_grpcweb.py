@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import re
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -177,6 +178,28 @@ async def test_the_deadline_ends_it(kind: str) -> None:
         here = await over_web(port.web, GENERATE, ASKED, kind, grpc_timeout="300m")
         assert (here.code, here.reason) == ("DEADLINE_EXCEEDED", "DEADLINE_PASSED")
         assert not port.calls.running
+
+
+async def test_a_slow_upload_counts_against_the_deadline() -> None:
+    """What is left of it is counted from the request's arrival, and is less whenever it is asked for."""
+    left: list[float | None] = []
+
+    async def look(message: image_pb2.GenerateRequest, call: Call) -> None:
+        left.append(call.transport.seconds_left())
+        await asyncio.sleep(0.1)
+        left.append(call.transport.seconds_left())
+
+    async def body() -> AsyncIterator[bytes]:
+        await asyncio.sleep(0.3)
+        yield framed(ASKED)
+
+    headers = {"content-type": BINARY, "grpc-timeout": "60S"}
+    async with ports(look) as port, opened(port.web) as client:
+        await client.post(GENERATE, content=body(), headers=headers)
+    first, second = left
+    assert first is not None
+    assert second is not None
+    assert second + 0.05 < first < 59.8
 
 
 async def test_a_stalled_reader_is_told_so() -> None:

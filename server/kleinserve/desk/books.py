@@ -27,25 +27,29 @@ class Books:
         if not self.ledger.is_up:
             raise LedgerUnavailable()
 
-    async def settle(self, job: Job) -> None:
-        """Record the job's image as billable; when this returns it may be sent.
+    async def settle(self, *jobs: Job) -> None:
+        """Record the images of one message as billable; when this returns they may be sent.
 
-        With its key's state in one transaction; nothing where it was recorded before. Raises: LedgerUnavailable.
+        All in one transaction, with the states of their keys; nothing of what was recorded before. Either all have keys
+        or none has. Raises: LedgerUnavailable.
         """
-        if job.is_redraw:
-            return
+        new = [job for job in jobs if not job.is_redraw]
+        keyed = [(self._record(job), job.entry) for job in new if job.entry is not None]
         try:
-            if job.entry is None:
-                await self.ledger.commit(self._record(job))
-            else:
-                await self._keys.commit(self._record(job), job.entry)
+            if keyed:
+                await self._keys.commit(*keyed[0], *keyed[1:])
+            elif new:
+                await self.ledger.commit(*(self._record(job) for job in new))
         except LostOwnership as error:
-            job.is_redraw = True  # whoever has the key now records it
+            for job in new:
+                job.is_redraw = True  # whoever has the keys now records them
             raise LedgerUnavailable("another server has taken this request over") from error
         except LedgerUnavailable:
-            job.doubted_id, job.record_id = job.record_id, new_record_id()
+            for job in new:
+                job.doubted_id, job.record_id = job.record_id, new_record_id()
             raise
-        self._count(job)
+        for job in new:
+            self._count(job)
 
     def finish(self, job: Job) -> None:
         """Record a job that ended without an image, beside whatever follows; also where `settle` has failed.

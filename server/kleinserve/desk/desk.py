@@ -11,6 +11,7 @@ from kleinserve.config import Config
 from kleinserve.core import (
     Caller,
     Draft,
+    EncodedImage,
     Failed,
     Finished,
     OnDisconnect,
@@ -18,6 +19,7 @@ from kleinserve.core import (
     Request,
 )
 from kleinserve.desk.books import Books, new_record_id
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.job import READERS_MAX, Job, Stage
 from kleinserve.desk.keys import Held, KeyRing
 from kleinserve.desk.lifecycle import Lifecycle
@@ -62,6 +64,7 @@ class Desk:
         self._reception = Reception(backend, intake, quota, config)
         self._jobs: dict[str, Job] = {}
         self._place: dict[Job, Place] = {}
+        self._bundle: dict[Job, Bundle] = {}
         self._expiry: dict[Job, asyncio.TimerHandle] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -86,6 +89,7 @@ class Desk:
             if held is not None:
                 stream = self._join(held, _terms(draft, asked), entrance.grant)
                 entrance.place.leave()
+                self._wait_for(stream.job, asked.bundle)
                 return stream
             held = self._ring.hold(asked.caller.name, key, digest)
             try:
@@ -99,7 +103,10 @@ class Desk:
         is_redraw = held is not None and held.is_redraw
         request = await self._reception.receive(draft, asked, entrance, is_free=is_redraw)
         job = self._job(request, asked, entrance.grant, held)
-        return await self._submit(request, job, entrance.place, _terms(draft, asked), held)
+        stream = await self._submit(request, job, entrance.place, _terms(draft, asked), held)
+        self._bundle[job] = asked.bundle
+        asked.bundle.add(job, self._settle)
+        return stream
 
     def _join(self, held: Held, terms: Terms, grant: Grant) -> Stream:
         """A further stream of a job that runs, or whose image is kept. Raises: QueueFull."""
@@ -158,10 +165,14 @@ class Desk:
         self.end(job, DeadlinePassed("the deadline passed before the image was finished"))
 
     def end(self, job: Job, error: KleinError) -> None:
-        """End a job early; its backend stops at the next boundary and then says what was spent."""
-        if job.stage in (Stage.WAITING, Stage.RUNNING) and not job.is_committing:
-            job.fail(error)
+        """End a job early, and its bundle; its backend stops at the next boundary and then says what was spent."""
+        if job.stage not in (Stage.WAITING, Stage.RUNNING) or job.is_committing:
+            return
+        job.fail(error)
+        if job.last_word is None:
             self._backend.cancel(job.request.request_id)
+        else:  # its image was drawn, and waited for the others
+            self._close(job)
 
     async def attach(self, key: str, asked: Asked) -> Stream:
         """A stream of the caller's job with this key.
@@ -204,11 +215,11 @@ class Desk:
         self._ring.deliver(stream.job)
 
     def leave(self, stream: Stream) -> Stage:
-        """A stream has ended, however; returns where its job was.
+        """A stream has ended, however; returns where its job is, or ended.
 
         A job that nobody reads any more ends, unless it is detached or its image is settled.
         """
-        job, stage = stream.job, stream.job.stage
+        job, stage = stream.job, stream.job.ended_in or stream.job.stage
         if stream.grant is not None:
             stream.grant.release(ran=False, by_server=False)
         job.readers.discard(stream.reader)
@@ -250,37 +261,65 @@ class Desk:
             job.grant.release(ran=job.started is not None, by_server=job.error is not None and job.error.is_by_server)
             if job.error is not None:
                 self._ring.end(job)
+                self._end_all(self._bundle.get(job), job.error)
+
+    def _end_all(self, bundle: Bundle | None, error: KleinError) -> None:
+        """One of its images will not be there: none is settled."""
+        for job in bundle.jobs if bundle is not None else ():
+            self.end(job, error)
+
+    def _wait_for(self, joined: Job, bundle: Bundle) -> None:
+        """An image of the bundle is one that another settles: its own are not settled before that is drawn."""
+
+        def spent() -> None:
+            if joined.error is None:
+                bundle.leave_out()
+            else:
+                self._end_all(bundle, joined.error)
+
+        joined.when_spent(spent)
 
     def _ended(self, job: Job, last: Finished | Failed) -> None:
-        """The backend's last word: settle and deliver the image, or record that there is none."""
+        """The backend's last word: settle the image with those of its bundle, or record that there is none."""
         if isinstance(last, Finished) and job.stage is not Stage.OVER:
-            task = self._loop.create_task(self._deliver(job, last))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._bundle[job].draw(job, last.image)
             return
         if isinstance(last, Failed):
             job.fail(last.error)
         self._close(job)
 
-    async def _deliver(self, job: Job, last: Finished) -> None:
-        """Nothing is sent before it is written down."""
-        if job.error is not None:  # it was ended before its commit began
-            self._close(job)
+    def _settle(self, bundle: Bundle) -> None:
+        """All its images are drawn."""
+        task = self._loop.create_task(self._deliver(bundle.drawn))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _deliver(self, drawn: dict[Job, EncodedImage]) -> None:
+        """Nothing is sent before all of it is written down."""
+        if any(job.error is not None for job in drawn):  # one was ended before their commit began, and so were all
             return
-        job.is_committing = True
+        for job in drawn:
+            job.is_committing = True
+        error: KleinError | None = None
         try:
-            await self._books.settle(job)
-        except KleinError as error:
-            job.fail(error)
-            self._close(job)
-            return
+            await self._books.settle(*drawn)
+        except KleinError as refused:
+            error = refused
         except Exception:
-            log.exception("settling failed", request_id=job.request.request_id)
-            job.fail(Internal(f"internal error, request {job.request.request_id}"))
-            self._close(job)
-            return
+            request_id = next(iter(drawn)).request.request_id
+            log.exception("settling failed", request_id=request_id)
+            error = Internal(f"internal error, request {request_id}")
+        for job, image in drawn.items():
+            if error is None:
+                self._hand_over(job, image)
+            else:
+                job.fail(error)
+                self._close(job)
+        drawn.clear()
+
+    def _hand_over(self, job: Job, image: EncodedImage) -> None:
         if job.stage is not Stage.OVER:  # cancelled by its key meanwhile
-            job.deliver(last.image)
+            job.deliver(image)
             self._ring.keep(job)
         self._forget(job)
         if job.stage is Stage.DELIVERING and not job.readers:
@@ -292,6 +331,7 @@ class Desk:
 
     def _forget(self, job: Job) -> None:
         self._jobs.pop(job.request.request_id, None)
+        self._bundle.pop(job, None)
         if not self._jobs:
             self._idle.set()
 

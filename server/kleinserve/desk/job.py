@@ -59,6 +59,7 @@ class Job:
     on_last: Callable[["Job", Finished | Failed], None]
     accepted: Accepted | None = None
     stage: Stage = Stage.WAITING
+    ended_in: Stage | None = None  # the stage before OVER
     submitted: float = 0.0
     started: float | None = None
     last_word: float | None = None
@@ -188,6 +189,7 @@ class Job:
 
     def _become(self, stage: Stage) -> None:
         before, self.stage = self.stage, stage
+        self.ended_in = before if stage is Stage.OVER else None
         self.on_change(self, before)
 
     @property

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from kleinserve.backend.backend import Backend
 from kleinserve.config import Config
 from kleinserve.core import Accepted, Admitted, Caller, Draft, ModelFacts, Reference, Request, Usage
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.places import Place, Places
 from kleinserve.desk.quota import SharedQuota
 from kleinserve.identity.limits import Grant
@@ -15,7 +17,9 @@ from kleinserve.identity.limits import Grant
 
 @dataclass(frozen=True)
 class Asked:
-    """One call for an image. `turn`: whose turn it is when references are decoded; `held_bytes`: of its message."""
+    """One call for an image. `turn`: whose turn it is when references are decoded; `held_bytes`: of its message, or its
+    share of the bundle's.
+    """
 
     request_id: str
     caller: Caller
@@ -23,6 +27,7 @@ class Asked:
     deadline: float | None  # on the event loop's clock
     held_bytes: int
     arrived_microseconds: int
+    bundle: Bundle = field(default_factory=Bundle)
 
 
 class Intake(Protocol):
@@ -84,8 +89,11 @@ class Reception:
         facts = self._backend.facts
         references: tuple[Reference, ...] = ()
         if draft.references:
-            references = await self._intake.decode(asked.turn, draft.references, keep_alpha=facts.has_native_alpha)
-            place.grow(sum(len(reference.pixels.data) for reference in references))
+            keep_alpha = facts.has_native_alpha
+            decode = partial(self._intake.decode, asked.turn, draft.references, keep_alpha=keep_alpha)
+            references = await asked.bundle.references(decode)
+            together = sum(len(reference.pixels.data) for reference in references)
+            place.grow(-(-together // asked.bundle.count))
         return draft.request(asked.request_id, asked.caller.name, facts, references)
 
 

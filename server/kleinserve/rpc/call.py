@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from kleinserve.config import Config
 from kleinserve.core import Caller, Draft, Operation, Options
 from kleinserve.desk.books import Books, now_microseconds
+from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Desk, Stream
 from kleinserve.desk.job import Stage
 from kleinserve.desk.reception import Asked
@@ -92,6 +93,7 @@ class Call:
     is_complete: bool = False  # nothing is left but for the reader to go
     cause: KleinError | None = None  # why the server itself interrupted it
     passed_to: str = ""
+    bundle: Bundle = field(default_factory=Bundle)
 
     @property
     def known(self) -> Caller:
@@ -107,7 +109,7 @@ class Call:
         """The call as the desk sees it."""
         turn = self.known.name if self.known.name != "anonymous" else self.transport.peer
         held = self.message_bytes
-        return Asked(self.request_id, self.known, turn, self.deadline, held, self.arrived_microseconds)
+        return Asked(self.request_id, self.known, turn, self.deadline, held, self.arrived_microseconds, self.bundle)
 
     async def begin(self) -> None:
         await self.transport.begin({"klein-request-id": self.request_id})
@@ -163,11 +165,19 @@ class Calls:
         await self.serve_message(path, lambda: _parsed(self.methods[path], body), sum(map(len, body)), transport)
 
     async def serve_message(
-        self, path: str, read: Callable[[], Message], message_bytes: int, transport: Transport
+        self,
+        path: str,
+        read: Callable[[], Message],
+        message_bytes: int,
+        transport: Transport,
+        bundle: Bundle | None = None,
     ) -> None:
-        """The same for a message that `read` makes of so many bytes; a KleinError that it raises refuses the call."""
+        """The same for a message that `read` makes of so many bytes; a KleinError that it raises refuses the call.
+
+        `bundle`: of several images; the bytes are then this one's share.
+        """
         method, started = self.methods[path], asyncio.get_running_loop().time()
-        call = self._call(message_bytes, transport)
+        call = self._call(message_bytes, transport, bundle or Bundle())
         kind = "server_stream" if method.is_stream else "unary"
         self.metrics.rpc_started(kind, path)
         self.running.add(call)
@@ -186,7 +196,7 @@ class Calls:
         finally:
             self.running.discard(call)
 
-    def _call(self, message_bytes: int, transport: Transport) -> Call:
+    def _call(self, message_bytes: int, transport: Transport, bundle: Bundle) -> Call:
         left = transport.seconds_left()
         deadline = None
         if left is not None:
@@ -195,12 +205,13 @@ class Calls:
         task = asyncio.current_task()
         assert task is not None
         stall = self.config.reader_stall_seconds
-        return Call(transport, uuid.uuid4().hex, message_bytes, deadline, stall, now_microseconds(), task)
+        arrived = now_microseconds()
+        return Call(transport, uuid.uuid4().hex, message_bytes, deadline, stall, arrived, task, bundle=bundle)
 
     async def _outcome(self, method: Method, read: Callable[[], Message], call: Call) -> KleinError | None:
         """How the call ended: None is OK."""
         try:
-            call.caller = self._caller(call.transport)
+            call.caller = self.caller(call.transport)
             await method.behaviour(read(), call)
         except KleinError as refused:
             return refused
@@ -217,7 +228,7 @@ class Calls:
             return Internal(f"internal error, request {call.request_id}")
         return None
 
-    def _caller(self, transport: Transport) -> Caller:
+    def caller(self, transport: Transport) -> Caller:
         """Who calls, or for whom a replica does. Raises: Unauthenticated, PermissionDenied."""
         name = transport.metadata.get(FORWARDED_CALLER)
         if name is None:

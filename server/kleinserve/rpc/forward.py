@@ -121,6 +121,7 @@ async def _pass_on(answer: Any, address: str, call: Call) -> None:
         if not call.passed_to:
             call.passed_to = address
             call.request_id = _request_id(await answer.initial_metadata(), call)
+            call.bundle.leave_out()
             await call.begin()
         await call.write_bytes(data)
     call.is_complete = True

@@ -97,9 +97,10 @@ class Keys(Protocol):
         """The entry, for Attach and Cancel; None: the key is unknown, or free. Raises: LedgerUnavailable."""
         ...
 
-    async def commit(self, record: UsageRecord, entry: Entry) -> None:
+    async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
         """Record `record` and make the won RUNNING `entry` COMMITTED, both or neither, durable; again changes nothing.
 
+        With `others`, all or nothing of them all.
         Raises: LostOwnership; LedgerUnavailable: then both may still happen later, which `abandon` mends.
         """
         ...
@@ -164,13 +165,14 @@ class MemoryKeys:
         self._drop_old(caller)
         return self._get(caller, key)
 
-    async def commit(self, record: UsageRecord, entry: Entry) -> None:
+    async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
         """As the protocol says, but for the record."""
-        present = self._same(entry)
-        if present is None or present.record_id not in ("", record.record_id):
+        found = [(each, self._same(key)) for each, key in ((record, entry), *others)]
+        if not all(present and present.record_id in ("", each.record_id) for each, present in found):
             raise LostOwnership("the key was given up")
-        if present.state is KeyState.RUNNING:
-            self._put(replace(present, state=KeyState.COMMITTED, record_id=record.record_id, usage=record.usage))
+        for each, present in found:
+            if present and present.state is KeyState.RUNNING:
+                self._put(replace(present, state=KeyState.COMMITTED, record_id=each.record_id, usage=each.usage))
 
     def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
         """No commit fails."""

@@ -33,11 +33,11 @@ class Ledger(Protocol):
         """Whether a commit would be tried now: while False, new requests are refused with LEDGER_UNAVAILABLE."""
         ...
 
-    async def commit(self, record: UsageRecord) -> None:
-        """Write `record` so that it survives a power cut; the same record id again changes nothing.
+    async def commit(self, *records: UsageRecord) -> None:
+        """Write all `records` or none, so that they survive a power cut; the same record id again changes nothing.
 
-        Raises: LedgerUnavailable, within a bounded time; then the record may still be written later, not twice, unless
-        `keep` is given its id.
+        Raises: LedgerUnavailable, within a bounded time; then they may still be written later, not twice, unless
+        `keep` is given their ids.
         """
         ...
 
@@ -76,7 +76,7 @@ class NoLedger:
 
     is_up = True
 
-    async def commit(self, record: UsageRecord) -> None:
+    async def commit(self, *records: UsageRecord) -> None:
         pass
 
     def keep(self, record: UsageRecord, instead_of: str = "") -> None:

@@ -66,6 +66,12 @@ def insert(dialect: str, table: Table) -> Any:
     return {"postgresql": postgresql, "sqlite": sqlite}[dialect].insert(table)
 
 
+def add_all(connection: Connection, new: Sequence[UsageRecord]) -> None:
+    """Insert and count each."""
+    for record in new:
+        add(connection, record)
+
+
 def add(connection: Connection, record: UsageRecord) -> None:
     """Insert `record` and count it in its hour and its day; if its id is there already, nothing."""
     statement, count = _statements(connection.dialect.name)

@@ -59,9 +59,9 @@ class SqlLedger:
         """Whether the last transaction worked; while it did not, one is tried every second at least."""
         return self.writer.is_up
 
-    async def commit(self, record: UsageRecord) -> None:
-        """As the protocol says. Cancelled while it waits: the record is written or not; shield it if that matters."""
-        await self.timed(partial(records.add, record=record))
+    async def commit(self, *new: UsageRecord) -> None:
+        """As the protocol says. Cancelled while it waits: they are written or not; shield it if that matters."""
+        await self.timed(partial(records.add_all, new=new))
 
     def keep(self, record: UsageRecord, instead_of: str = "") -> None:
         """As the protocol says."""

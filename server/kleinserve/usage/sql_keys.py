@@ -7,7 +7,7 @@ writes between what it reads and what it writes. So reading an entry, deciding a
 import functools
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    and_,
     bindparam,
     delete,
     exists,
@@ -89,9 +90,9 @@ class SqlKeys:
         """As the protocol says."""
         return await self._writer.run(partial(self._find, caller=caller, key=key))
 
-    async def commit(self, record: UsageRecord, entry: Entry) -> None:
+    async def commit(self, record: UsageRecord, entry: Entry, *others: tuple[UsageRecord, Entry]) -> None:
         """As the protocol says."""
-        await self._ledger.timed(partial(self._commit, record=record, entry=entry))
+        await self._ledger.timed(partial(self._commit, new=((record, entry), *others)))
 
     def abandon(self, entry: Entry, failed: UsageRecord, doubted_id: str, taken_over: Callable[[], None]) -> None:
         """As the protocol says."""
@@ -205,15 +206,23 @@ class SqlKeys:
         is_old = entry.create_microseconds <= time_now - self._key_microseconds
         return None if is_old and not (entry.state is KeyState.RUNNING and entry.is_owner_alive) else entry
 
-    def _commit(self, connection: Connection, record: UsageRecord, entry: Entry) -> None:
-        usage = {name: getattr(record.usage, name) for name in USAGE_COLUMNS}
-        new = {"state": KeyState.COMMITTED.value, "record_id": record.record_id, **usage}
-        running = [*_of(entry.caller, entry.key, entry.request_id, KeyState.RUNNING), *self._is_mine()]
-        if connection.execute(update(JOB).where(*running).values(new)).rowcount == 0:
-            again = [*_of(entry.caller, entry.key, entry.request_id), JOB.c.record_id == record.record_id]
-            if connection.execute(select(JOB.c.state).where(*again)).one_or_none() is None:
-                raise LostOwnership("the key is no longer this server's")
-        records.add(connection, record)
+    def _commit(self, connection: Connection, new: Sequence[tuple[UsageRecord, Entry]]) -> None:
+        """Looks at all keys before it writes: what is declined has written nothing."""
+        if not all(self._may_commit(connection, record, entry) for record, entry in new):
+            raise LostOwnership("the key is no longer this server's")
+        for record, entry in new:
+            usage = {name: getattr(record.usage, name) for name in USAGE_COLUMNS}
+            committed = {"state": KeyState.COMMITTED.value, "record_id": record.record_id, **usage}
+            running = _of(entry.caller, entry.key, entry.request_id, KeyState.RUNNING)
+            connection.execute(update(JOB).where(*running).values(committed))
+            records.add(connection, record)
+
+    def _may_commit(self, connection: Connection, record: UsageRecord, entry: Entry) -> bool:
+        """Whether the key is this job's and this server's, or has been committed with this very record."""
+        mine = and_(JOB.c.state == KeyState.RUNNING.value, *self._is_mine())
+        same = _of(entry.caller, entry.key, entry.request_id)
+        found = select(JOB.c.state).where(*same, or_(mine, JOB.c.record_id == record.record_id))
+        return connection.execute(found).one_or_none() is not None
 
     def _abandon(self, connection: Connection, entry: Entry, failed: UsageRecord, doubted_id: str) -> bool:
         """False: another server has the key and the record."""

@@ -19,6 +19,7 @@ from kleinserve.web.http import BodyTooLarge, Exchange
 BINARY, TEXT = "application/grpc-web", "application/grpc-web-text"
 _TYPE = re.compile(rf"{BINARY}(-text)?(\+proto)?\s*(;|$)")
 _TRAILERS = 0x80
+HEALTH_BYTES_MAX = 4096  # of a service's name, from anybody
 _SAFE = " !#$&'()*+,-./:;<=>?@[]^_`{|}~\"\\"  # of grpc-message: printable ASCII but for the percent sign
 
 
@@ -33,23 +34,34 @@ class GrpcWeb:
             await exchange.head(415, {"content-type": "text/plain"})
             await exchange.piece(f"the content type is {BINARY} or {TEXT}\n".encode(), is_last=True)
             return
-        answer, config = Answer(exchange), self._calls.config
+        answer, path = Answer(exchange), exchange.scope["path"]
         try:
-            body = [await answer.message(config.request_bytes_max, config.reader_stall_seconds)]
+            body = await self._body(path, answer)
         except ReaderGone:
             exchange.connection.abort()
         except Unusable as error:  # as gRPC's own refusals: without details
             await answer.end(*error.args)
         else:
-            await exchange.while_read(self._serve(exchange.scope["path"], body, answer))
+            await exchange.while_read(self._serve(path, body, answer))
+
+    async def _body(self, path: str, answer: "Answer") -> list[bytes]:
+        """The call's message; where its caller will be refused none, nor is it held. Raises: Unusable, ReaderGone."""
+        config = self._calls.config
+        if path in self._health:
+            return [await answer.message(HEALTH_BYTES_MAX, config.reader_stall_seconds)]
+        if path not in self._calls.methods:
+            raise Unusable("UNIMPLEMENTED", "Method not found!")
+        try:
+            self._calls.caller(answer)
+        except KleinError:  # as it is told, counted and logged by serving it
+            return []
+        return [await answer.message(config.request_bytes_max, config.reader_stall_seconds)]
 
     async def _serve(self, path: str, body: list[bytes], answer: "Answer") -> None:
         if path in self._calls.methods:
             await self._calls.serve(path, body, answer)
-        elif path in self._health:
-            await self._health.serve(path, body.pop(), answer)
         else:
-            await answer.end("UNIMPLEMENTED", "Method not found!")
+            await self._health.serve(path, body.pop(), answer)
         await answer.end("OK")
 
 

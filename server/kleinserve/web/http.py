@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +20,7 @@ EXPOSED_HEADERS = (
     *("klein-request-id", "retry-after", "x-should-retry"),
 )
 LOCAL = ("localhost", "127.0.0.1", "::1")
+log = structlog.get_logger()
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
@@ -41,10 +43,14 @@ class BodyTooLarge(Exception):
 
 
 class Exchange:
-    """One HTTP request and its answer: what a transport of calls knows of both. Metadata keys are lower case."""
+    """One HTTP request, made when its headers have come, and its answer: what a transport of calls knows of both.
+
+    Metadata keys are lower case.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
         self.scope, self._receive, self._send = scope, receive, send
+        self._arrived = asyncio.get_running_loop().time()
         self.is_begun = self.is_ended = False
         self.metadata: Mapping[str, str] = header_map(scope)
 
@@ -65,9 +71,11 @@ class Exchange:
         return Credentials(tokens, self.connection.names)
 
     def seconds_left(self) -> float | None:
-        """Of the header that gRPC has for it."""
+        """Of the header that gRPC has for it, from the request's arrival on."""
         match = re.fullmatch(r"(\d{1,8})([HMSmun])", self.metadata.get("grpc-timeout", ""))
-        return float(match[1]) * _UNITS[match[2]] if match else None
+        if match is None:
+            return None
+        return max(0.0, self._arrived + float(match[1]) * _UNITS[match[2]] - asyncio.get_running_loop().time())
 
     async def body(self, bytes_max: int, patience_seconds: float) -> bytearray:
         """The request's body. Raises: BodyTooLarge; ReaderGone, also when nothing comes for so long."""
@@ -124,7 +132,10 @@ class Exchange:
             await asyncio.wait((working,))
         if not self.is_ended:
             self.connection.abort()
-        if not working.cancelled() and (error := working.exception()) is not None:
+        error = None if working.cancelled() else working.exception()
+        if isinstance(error, ReaderGone):
+            log.warning("answer not read", path=self.scope["path"], peer=self.peer)
+        elif error is not None:
             raise error
 
     async def _left(self) -> None:

@@ -18,7 +18,11 @@ from kleinserve.errors import BadConfig
 from kleinserve.identity.names import names_of_peer_certificate
 from kleinserve.web.http import CONNECTION
 
+CONNECTIONS_MAX = 512  # more are closed at once: what strangers hold of files and memory has an end
 IDLE_SECONDS = 75  # a connection without a request, or with an answer that nobody reads on, ends after this
+# Of an answer beyond what the network takes, here and in the kernel: that one would hold 4 MiB, and tell of its room in
+# leaps of 1 MiB. So a slow reader's patience is counted by what it takes itself.
+UNSENT_BYTES = 16 * 1024
 
 
 class WebServer:
@@ -90,15 +94,22 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+            return
         self.names = names_of_peer_certificate(transport.get_extra_info("peercert"))
         self.app_state = {**self.app_state, CONNECTION: self}
-        self.loop.call_later(IDLE_SECONDS, self._cut, None)
+        self.loop.call_later(IDLE_SECONDS, self._cut, None, 0)
+        transport.set_write_buffer_limits(UNSENT_BYTES)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # not everywhere
+            connected = transport.get_extra_info("socket")
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         if self._keepalive_seconds:
             _ask_whether_it_lives(transport.get_extra_info("socket"), self._keepalive_seconds, self._timeout_seconds)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.loop.call_later(IDLE_SECONDS, self._cut, self.cycle)
+        self.loop.call_later(IDLE_SECONDS, self._cut, self.cycle, self.transport.get_write_buffer_size())
 
     def hurry(self) -> None:
         self.flow.resume_writing()
@@ -106,9 +117,14 @@ class _Connection(H11Protocol):
     def abort(self) -> None:
         self.transport.abort()
 
-    def _cut(self, last: RequestResponseCycle | None) -> None:
-        """Nothing was asked since `last`, and its answer is not read, or no request ever came."""
-        if self.cycle is last and (last is None or self.transport.get_write_buffer_size()):
+    def _cut(self, last: RequestResponseCycle | None, unread_bytes: int) -> None:
+        """Nothing was asked since `last`, and of its answer nothing was read since, or no request ever came."""
+        left = self.transport.get_write_buffer_size()
+        if self.cycle is not last or not (last is None or left):
+            return
+        if last is not None and left < unread_bytes:
+            self.loop.call_later(IDLE_SECONDS, self._cut, last, left)
+        else:
             self.transport.abort()
 
 

@@ -6,18 +6,18 @@ import { createRequire } from "node:module";
 
 const { chromium } = createRequire(new URL("../../../clients/", import.meta.url))("playwright-core");
 const [base, metrics, token] = process.argv.slice(2);
-const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--no-proxy-server"] });
+const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--no-proxy-server", "--host-resolver-rules=MAP klein.test 127.0.0.1"] });
 
 const open = {
   // Each task's page has no token, no history, and must have no error on its console.
-  async bare(options = {}) {
+  async bare({ at = base, ...options } = {}) {
     const context = await browser.newContext({ permissions: ["clipboard-read", "clipboard-write"], ...options });
     const page = await context.newPage();
     page.setDefaultTimeout(240_000);
     page.faults = [];
     page.on("pageerror", (error) => page.faults.push(String(error)));
     page.on("console", (line) => line.type() === "error" && page.faults.push(line.text()));
-    await page.goto(base);
+    await page.goto(at);
     return page;
   },
   async ready(options) {
@@ -113,6 +113,62 @@ const tasks = {
     await ask(page, { prompt: "make it blue" });
     await done(page, 2);
     assert.equal(await page.locator(".checkered").count(), 1);
+    return page;
+  },
+  async choose_and_paste() {
+    const page = await open.ready();
+    const buffer = Buffer.from(await picture(page));
+    const [chooser] = await Promise.all([page.waitForEvent("filechooser"), page.click("#choose")]);
+    await chooser.setFiles(["one.png", "two.png"].map((name) => ({ name, mimeType: "image/png", buffer })));
+    await until(page, () => document.querySelectorAll("#references img").length === 2);
+    await page.click("button[aria-label='Remove image 1']");
+    await page.evaluate(async (bytes) => {
+      const blob = new Blob([new Uint8Array(bytes)], { type: "image/png" });
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+    }, [...buffer]);
+    await page.focus("#prompt");
+    await page.keyboard.press("Control+V");
+    await until(page, () => document.querySelectorAll("#references img").length === 2);
+    const names = await page.locator("#references img").evaluateAll((images) => images.map(({ alt }) => alt));
+    assert.equal(names[0], "Image 1: two.png");
+    assert.match(names[1], /^Image 2: /);
+    await ask(page, { prompt: "make it green", steps: 1 });
+    await done(page);
+    assert.match(await page.textContent(".facts"), /^96×64/);
+    return page;
+  },
+  async waiting() {
+    const page = await open.ready();
+    await ask(page, { ...LONG, width: 1024, height: 1024 });
+    await until(page, () => document.querySelector("progress").value > 0);
+    await page.evaluate(() => {
+      window.said = [];
+      const note = () => window.said.push(...[...document.querySelectorAll(".facts")].map(({ textContent }) => textContent));
+      new MutationObserver(note).observe(document.body, { childList: true, characterData: true, subtree: true });
+    });
+    await ask(page, { ...LONG, width: 1024, height: 1024, count: 2 });
+    await until(page, () => window.said.some((text) => /^Waiting, (next|1 before it)(, about .* to wait)?$/.test(text)));
+    await page.click("#cancel-all");
+    await until(page, () => [...document.querySelectorAll(".facts")].filter(({ textContent }) => textContent === "Cancelled.").length === 3);
+    return page;
+  },
+  async light_and_dark() {
+    const page = await open.ready();
+    const seen = {};
+    for (const colorScheme of ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      seen[colorScheme] = await page.evaluate(() => {
+        const lightness = (color) => {
+          const parts = color.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255);
+          const [r, g, b] = parts.map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const style = getComputedStyle(document.body);
+        return { ground: lightness(style.backgroundColor), ink: lightness(style.color) };
+      });
+    }
+    const { light, dark } = seen;
+    assert.ok((light.ground + 0.05) / (light.ink + 0.05) > 7 && (dark.ink + 0.05) / (dark.ground + 0.05) > 7, JSON.stringify(seen));
     return page;
   },
   async large() {
@@ -232,6 +288,25 @@ const withToken = {
     await page.reload();
     await until(page, () => document.getElementById("model").textContent === "This server asks for a token.");
     assert.equal(await page.inputValue("#token"), "");
+    return page;
+  },
+  async plain_http() {
+    const page = await open.bare({ at: base.replace(/\/\/[^:]+/, "//klein.test") });
+    assert.equal(await page.evaluate(() => navigator.clipboard), undefined);
+    await page.fill("#token", token);
+    await page.press("#token", "Enter");
+    await until(page, () => document.getElementById("model").textContent.includes("mini"));
+    await ask(page, { prompt: "a red circle", width: 64, height: 64, steps: 1 });
+    await done(page);
+    await page.focus("article select");
+    await page.keyboard.press("ArrowDown");
+    await until(page, () => document.getElementById("status").textContent.endsWith(": copied"));
+    assert.equal(await page.evaluate(() => document.activeElement.ariaLabel), "Copy this request as");
+    await page.fill("#prompt", "");
+    await page.focus("#prompt");
+    await page.keyboard.press("Control+V");
+    assert.match(await page.inputValue("#prompt"), /^curl .*\/v1\/images\/generations/);
+    page.faults = page.faults.filter((fault) => !fault.includes("Cross-Origin-Opener-Policy header has been ignored"));
     return page;
   },
 };

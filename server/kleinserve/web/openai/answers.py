@@ -15,7 +15,8 @@ from kleinserve.web.http import Exchange
 from kleinserve.web.openai import refusals
 from kleinserve.web.openai.fields import Asked
 
-_PIECE_BYTES = 3 * 256 * 1024  # a multiple of 3: pieces of base64 then join
+# Of the image in one piece, which has the stall limit: as base64 32 KiB, so a line of 2 KiB/s passes at the default.
+_PIECE_BYTES = 24 * 1024  # a multiple of 3: pieces of base64 then join
 
 
 class Kept:
@@ -46,6 +47,12 @@ class Image:
         self.accepted, self.completed = image_pb2.Accepted(), image_pb2.Completed()
         self.is_settled = self.is_whole = False
         self.data = bytearray()
+
+    async def until_admitted(self, call: asyncio.Task[None]) -> None:
+        """Or until its call has ended without that."""
+        admitted = asyncio.create_task(self.is_admitted.wait())
+        await asyncio.wait((call, admitted), return_when=asyncio.FIRST_COMPLETED)
+        admitted.cancel()
 
     def _take(self, message: bytes) -> None:
         event = image_pb2.ImageEvent.FromString(message)

@@ -1,4 +1,4 @@
-"""`/v1/images/generations`, `/v1/images/edits`, `/v1/models`: each image is a call of its own."""
+"""`/v1/images/generations`, `/v1/images/edits`, `/v1/models`: each image is a call of its own, all are one bundle."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,6 +10,7 @@ from klein.v1 import image_pb2
 from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Route
 
+from kleinserve.desk.bundle import Bundle
 from kleinserve.errors import KleinError
 from kleinserve.rpc.call import Calls, ReaderGone
 from kleinserve.web.http import BodyTooLarge, Exchange, Served
@@ -43,7 +44,10 @@ class Images:
     async def serve(self, operation: str, parse: Parse, exchange: Exchange) -> None:
         config = self._calls.config
         try:
-            body = bytes(await exchange.body(config.request_bytes_max, config.reader_stall_seconds))
+            self._calls.caller(Kept(exchange, lambda _: None))  # before anything is held
+            body = [bytes(await exchange.body(config.request_bytes_max, config.reader_stall_seconds))]
+        except KleinError as error:
+            await exchange.while_read(self._refuse(operation, exchange, error, 0))
         except BodyTooLarge:
             told = refusals.plain(f"over {config.request_bytes_max} bytes", "REQUEST_TOO_LARGE")
             await send_json(exchange, 413, told, {"x-should-retry": "false", "connection": "close"})
@@ -52,56 +56,60 @@ class Images:
         else:
             await exchange.while_read(self._answer(operation, parse, exchange, body))
 
-    async def _answer(self, operation: str, parse: Parse, exchange: Exchange, body: bytes) -> None:
+    async def _answer(self, operation: str, parse: Parse, exchange: Exchange, body: list[bytes]) -> None:
+        """The body is taken out of `body`: nothing holds it while the images are drawn."""
+        message_bytes = len(body[0])
         try:
-            self._calls.authenticator.caller(exchange.credentials)  # before anything is parsed
-            asked = await parse(body, Headers(scope=exchange.scope), self._model)
+            asked = await parse(body.pop(), Headers(scope=exchange.scope), self._model)
         except KleinError as error:
-            kept = Kept(exchange, lambda _: None)
-            await self._calls.serve_message(_SERVICE + operation, partial(_raise, error), len(body), kept)
-            await refuse(exchange, kept)
+            await self._refuse(operation, exchange, error, message_bytes)
             return
         if asked.fields.stream:
             stream, read = Stream(exchange, asked), partial(asked.message, 0, asked.fields.seed)
-            await self._calls.serve_message(_SERVICE + operation, read, len(body), stream)
+            await self._calls.serve_message(_SERVICE + operation, read, message_bytes, stream)
             await exchange.end()
         else:
-            images, failed = await self._draw(operation, asked, len(body), exchange)
+            images, failed = await self._draw(asked, message_bytes, exchange)
             await self._send(exchange, asked, images, failed)
 
-    async def _draw(
-        self, operation: str, asked: Asked, message_bytes: int, exchange: Exchange
-    ) -> tuple[list[Image], Image | None]:
-        """Serve a call for each image, until all have ended or one has failed.
+    async def _refuse(self, operation: str, exchange: Exchange, error: KleinError, message_bytes: int) -> None:
+        """What was refused before it was a call, told, counted and logged as one."""
+        kept = Kept(exchange, lambda _: None)
+        await self._calls.serve_message(_SERVICE + operation, partial(_raise, error), message_bytes, kept)
+        await refuse(exchange, kept)
 
-        The first goes alone until it is admitted: what is refused is refused once, and it says the seed. Returns the
-        first that failed too.
+    async def _draw(self, asked: Asked, message_bytes: int, exchange: Exchange) -> tuple[list[Image], Image | None]:
+        """Serve a call for each image, until all have ended or one has failed; returns that one too.
+
+        Each begins when the one before is admitted: the first says the seed, what is refused is refused once, and the
+        references as they were sent are held for one at a time.
         """
-        images = [Image(exchange) for _ in range(asked.fields.n)]
-
-        def serve(index: int, seed: int | None) -> asyncio.Task[None]:
-            read = partial(asked.message, index, seed)
-            work = self._calls.serve_message(_SERVICE + operation, read, message_bytes, images[index].transport)
-            return asyncio.create_task(work)
-
-        calls = {serve(0, asked.fields.seed)}
-        admitted = asyncio.create_task(images[0].is_admitted.wait())
+        images, bundle = [Image(exchange) for _ in range(asked.fields.n)], Bundle(asked.fields.n)
+        share, seed, calls = -(-message_bytes // len(images)), asked.fields.seed, set[asyncio.Task[None]]()
         try:
-            await asyncio.wait((*calls, admitted), return_when=asyncio.FIRST_COMPLETED)
-            if images[0].is_admitted.is_set():
-                calls |= {serve(i, (images[0].accepted.seed + i) % _SEEDS) for i in range(1, len(images))}
+            for index, image in enumerate(images):
+                read = partial(asked.message, index, seed)
+                path = _SERVICE + asked.operation
+                call = asyncio.create_task(self._calls.serve_message(path, read, share, image.transport, bundle))
+                calls.add(call)
+                await image.until_admitted(call)
+                if _failed(images) is not None:
+                    break
+                seed = (image.accepted.seed + 1) % _SEEDS
             pending = calls
-            while pending and (failed := _failed(images)) is None:
+            while pending and _failed(images) is None:
                 _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            failed = _failed(images)
+            return images, _failed(images)
         finally:  # the others end too, and so do all when the reader has gone
-            for each in (admitted, *calls):
-                each.cancel()
+            for call in calls:
+                call.cancel()
             await asyncio.wait(calls)
-        return images, failed
 
     async def _send(self, exchange: Exchange, asked: Asked, images: list[Image], failed: Image | None) -> None:
-        """All images, or the error of the one that failed: then those that are settled are billed all the same."""
+        """All images, or the error of the one that failed.
+
+        Then none is billed but what was before, by its key, or by another server that had its key.
+        """
         if failed is None:
             assert all(image.is_whole for image in images), "no OK without an image"
             await send_images(exchange, asked, images, self._calls.config.reader_stall_seconds)
@@ -109,7 +117,7 @@ class Images:
         billed = sum(image.is_settled for image in images)
         note = f"; {billed} of {len(images)} images were billed before that: {asked.again}" if billed else ""
         is_admitted = any(image.is_admitted.is_set() for image in images)
-        await refuse(exchange, failed.transport, note, is_admitted=is_admitted, is_keyed=asked.is_keyed, billed=billed)
+        await refuse(exchange, failed.transport, note, is_admitted=is_admitted, is_keyed=asked.is_keyed)
 
 
 class Models:

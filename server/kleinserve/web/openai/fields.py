@@ -2,7 +2,6 @@
 
 import json
 import re
-import secrets
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
@@ -74,14 +73,14 @@ class Fields(BaseModel):
 
 
 class Asked:
-    """A whole request: its fields, references and key; of several images there is always one.
+    """A whole request: its fields, references and key.
 
     Raises: InvalidField, ModelNotFound.
     """
 
     def __init__(self, fields: Fields, references: tuple[bytes, ...] | None, key: str, model: str):
-        self.fields, self._references, self.is_keyed = fields, references, bool(key)
-        self._key = key or (f"openai-{secrets.token_hex(16)}" if fields.n > 1 else "")
+        self.fields, self._references, self._key = fields, references, key
+        self.operation = "Generate" if references is None else "Edit"
         violations = []
         if fields.stream and fields.n > 1:
             violations.append(Violation("n", f"{fields.n} with stream; 1"))
@@ -93,8 +92,8 @@ class Asked:
             raise ModelNotFound(fields.model, model)
 
     @property
-    def operation(self) -> str:
-        return "Generate" if self._references is None else "Edit"
+    def is_keyed(self) -> bool:
+        return bool(self._key)
 
     @property
     def background(self) -> str:
@@ -103,8 +102,6 @@ class Asked:
     @property
     def again(self) -> str:
         """How images that are billed come again."""
-        if not self._key:
-            return "without a key it is lost"
         return f"the same request with Idempotency-Key {self._key} brings them again for nothing"
 
     def key(self, index: int) -> str:
@@ -112,7 +109,10 @@ class Asked:
         return self._key if self.fields.n == 1 or not self._key else f"{self._key}/{index + 1}"
 
     def message(self, index: int, seed: int | None) -> image_pb2.GenerateRequest | image_pb2.EditRequest:
-        """The index-th image's request, from 0; `seed` None: the server draws one."""
+        """The index-th image's request, from 0; `seed` None: the server draws one.
+
+        The last one takes the references along.
+        """
         fields = self.fields
         options = image_pb2.ImageOptions(
             width=fields.size[0],
@@ -133,6 +133,8 @@ class Asked:
         if self._references is None:
             return image_pb2.GenerateRequest(prompt=fields.prompt, options=options)
         references = [image_pb2.Reference(image=data) for data in self._references]
+        if index == fields.n - 1:
+            self._references = ()
         return image_pb2.EditRequest(prompt=fields.prompt, references=references, options=options)
 
 
@@ -158,11 +160,13 @@ async def edit(body: bytes, headers: Headers, model: str) -> Asked:
     parser = MultiPartParser(headers, whole(), max_files=_FILES_MAX, max_fields=_FIELDS_MAX)
     parser.spool_max_size = _TOGETHER_BYTES
     try:
-        parts = (await parser.parse()).multi_items()
+        form = await parser.parse()
     except (MultiPartException, KeyError) as error:
         raise InvalidField(Violation("body", f"no multipart/form-data that can be read: {error}")) from None
+    parts = form.multi_items()
     images = [await part.read() for name, part in parts if IMAGE.match(name) and isinstance(part, UploadFile)]
     others = {name: part for name, part in parts if not (IMAGE.match(name) and isinstance(part, UploadFile))}
+    await form.close()
     return Asked(_fields(others), tuple(images), headers.get("idempotency-key", ""), model)
 
 

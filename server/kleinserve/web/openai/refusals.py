@@ -35,15 +35,13 @@ def plain(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
 
 
-def headers(error: KleinError, *, is_admitted: bool = False, is_keyed: bool = False, billed: int = 0) -> dict[str, str]:
+def headers(error: KleinError, *, is_admitted: bool = False, is_keyed: bool = False) -> dict[str, str]:
     """What tells the package whether to try again by itself: where that helps, and bills nothing twice.
 
-    `is_admitted`: an image was begun; `is_keyed`: the caller gave a key; `billed`: images that are settled.
+    `is_admitted`: an image was begun; `is_keyed`: the caller gave a key.
     """
-    is_settled = is_keyed or not billed
-    if is_admitted and isinstance(error, LedgerUnavailable):  # its record may still be written
-        is_settled = is_keyed
-    should_retry = error.retry_seconds is not None and is_settled
+    is_in_doubt = is_admitted and not is_keyed and isinstance(error, LedgerUnavailable)  # it may be recorded yet
+    should_retry = error.retry_seconds is not None and not is_in_doubt
     sent = {"x-should-retry": "true" if should_retry else "false"}
     if error.retry_seconds is not None:
         sent["retry-after"] = str(math.ceil(error.retry_seconds))

@@ -101,7 +101,7 @@ export function draw(server, request, number, tell) {
     save.download = name;
     const drawn = { ...request, options: made };
     const count = request.references.length;
-    const copy = (text) => navigator.clipboard.writeText(text).then(() => tell.say("copied"), () => tell.say(text));
+    const copy = async (text) => tell.say((await isCopied(text)) ? "copied" : text);
     actions.append(
       button("Edit", () => tell.edit(data, name), `Edit image ${number}`),
       button("Again", () => tell.again({ seed: undefined }), `Image ${number} again, with another seed`),
@@ -157,6 +157,20 @@ function button(text, act, label) {
   made.ariaLabel = label;
   made.addEventListener("click", act);
   return made;
+}
+
+// A page on plain HTTP has no clipboard, but for localhost's; what is selected can be copied there all the same.
+async function isCopied(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const focused = document.activeElement;
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  const isDone = document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+  return isDone;
 }
 
 // A choice that acts and shows its title again.
