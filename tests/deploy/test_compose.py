@@ -8,6 +8,7 @@ import pytest
 import yaml
 from kleinserve.__main__ import _parser
 from kleinserve.config import Config
+from kleinserve.engine import compiled
 
 from tests.deploy.prometheus import DEPLOY
 
@@ -83,6 +84,17 @@ def test_grace() -> None:
 def test_dockerfile(said: str) -> None:
     """The image's user is no root, its packages are constraints.txt's, and it serves."""
     assert said in DOCKERFILE
+
+
+def test_dockerfile_has_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA image installs every program that the server looks for before it compiles: else it serves eagerly."""
+    asked: list[str] = []
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiled.shutil, "which", lambda program: asked.append(program) or f"/usr/bin/{program}")
+    compiled.check()
+    (packages,) = re.findall(r"apt-get install ([^&]+) &&", DOCKERFILE)
+    assert asked
+    assert {*asked, "gcc"} <= set(packages.split())  # gcc: Triton's
 
 
 def test_dockerfile_copies_what_there_is() -> None:
