@@ -70,7 +70,7 @@ async def walk() -> dict[str, Walk]:
         metrics = Metrics()
         intake = Intake(config, metrics.intake)
         intake.start()
-        identity, ledger = app._Identity(config, metrics), app._ledger(config, metrics)
+        identity, ledger = app._Identity(config, metrics), app._ledger(config, metrics, lambda: None)
         keys, backend = await app._keys(config, ledger), app._backend(config, metrics)
         server, logs = app._Server(config, metrics, intake, identity, ledger, keys, backend), _Logs()
         await server.start(logs.announce)

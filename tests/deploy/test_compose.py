@@ -26,10 +26,14 @@ def test_schema() -> None:
 
 
 def test_two_servers_share_a_ledger() -> None:
-    """Two servers, alike but for their homes, with one ledger; every setting is one that the server takes."""
+    """Two servers with one ledger, alike but for homes and own addresses; every setting is one that they take."""
     one, other = SERVICES["server-1"], SERVICES["server-2"]
-    assert {**one, "volumes": 0} == {**other, "volumes": 0}
+    alike = {name: service for name, service in one.items() if name not in ("volumes", "environment")}
+    assert alike == {name: other[name] for name in alike}
     assert one["volumes"] != other["volumes"]
+    for name in ("server-1", "server-2"):
+        settings = SERVICES[name]["environment"]
+        assert settings == one["environment"] | {"KLEINSERVE_ADVERTISE": f"{name}:{Config().port}"}
     for name, value in one["environment"].items():
         Config(**{name.removeprefix("KLEINSERVE_").lower(): re.sub(r"\$\{\w+[^}]*\}", "x", value)})
     assert _parser().parse_args([re.sub(r"\$\{\w+:-(\w+)\}", r"\1", part) for part in one["command"]]).insecure
