@@ -1,6 +1,6 @@
 """Every way a request can fail: class, gRPC status, reason.
 
-Knows nothing of gRPC: `status` is the status code's name. rpc/answer.py is the only place that turns these into
+Knows nothing of gRPC: `status` is the status code's name. rpc/status.py is the only place that turns these into
 a status on the wire.
 """
 
