@@ -1,6 +1,6 @@
 """Two checkouts of this repository on one machine, in turn: throughput on the mixed trace, lone latency.
 
-    .venv/bin/python -m benchmarks.pairs OLD NEW [--pairs 5]
+    .venv/bin/python -m benchmarks.pairs OLD NEW [--pairs 6]
 
 A pair is OLD and NEW one after the other, in alternating order, so that a machine that drifts is no one's advantage.
 Prints medians with their least and most, and the medians of the pairs' ratios.
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pairs", description=__doc__)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a closed loop")
     parser.add_argument("--lone", type=int, default=20, help="images of each size alone")
     parser.add_argument("--json", type=Path, help="where to keep the figures")

@@ -10,6 +10,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from statistics import linear_regression, mean
@@ -24,6 +25,8 @@ EDGES = (64, 128, 256)
 LOAD = 0.8
 CLIENTS = 12  # of the closed loop that finds the capacity
 LARGE_EVERY, LARGE_EDGES = 25, (1024, 1536, 2048)  # of arrivals: edits whose references are large
+KEYED_EVERY = 2
+KEPT_BYTES = 64 * MIB  # an eighth for the one caller there is
 SAMPLE_SECONDS = 2.0
 SLOPE_MOST = 1.0  # MiB a minute
 SEGMENT_SECONDS = 60.0  # its arrivals are made when it begins, so that the load's own memory stays small
@@ -32,16 +35,23 @@ SEGMENT_SECONDS = 60.0  # its arrivals are made when it begins, so that the load
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
     given = _arguments()
-    with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server:
+    with TemporaryDirectory() as folder, _ours(folder) as server:
         figures = told(asyncio.run(soak(server, given.minutes * 60, given.capacity_seconds)))
     return report(figures, given.json)
+
+
+def _ours(folder: str) -> AbstractContextManager[Serving]:
+    """With a ledger, and little room for finished images, so that it is full within the first half."""
+    return ours(
+        Path(folder) / "server.log", ledger=f"sqlite:///{folder}/usage.db", kept_bytes_max=KEPT_BYTES, kept_seconds=60
+    )
 
 
 async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list[Figure]:
     """The memory of `seconds` of load."""
     larges = [trace.picture(edge, edge) for edge in LARGE_EDGES]
     await closed_loop(server.target, trace.each_class(EDGES, 1, 1), 1)
-    mixed = _with_large(trace.burst(round(100 * capacity_seconds), EDGES, 2), larges)
+    mixed = _mixed(trace.burst(round(100 * capacity_seconds), EDGES, 2), larges)
     done = await closed_loop(server.target, mixed, CLIENTS, capacity_seconds)
     rate = LOAD * sum(outcome.code == OK for outcome in done) / max(o.at_seconds + o.seconds for o in done)
     print(f"{rate:.2f} arrivals a second for {seconds / 60:.1f} minutes", flush=True)
@@ -50,7 +60,7 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
     segments = max(1, round(seconds / SEGMENT_SECONDS))
     for seed in range(segments):
         count = max(1, round(rate * seconds / segments))
-        found += await open_loop(server.target, _with_large(trace.poisson(rate, count, EDGES, 10 + seed), larges))
+        found += await open_loop(server.target, _mixed(trace.poisson(rate, count, EDGES, 10 + seed), larges))
     held = await sampling
     for minute in range(int(held[-1][0] // 60) + 1):
         of = [bytes_ for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]
@@ -77,14 +87,15 @@ async def _samples(server: Serving, seconds: float) -> list[tuple[float, int]]:
     return found
 
 
-def _with_large(arrivals: Sequence[trace.Arrival], larges: Sequence[bytes]) -> list[trace.Arrival]:
-    """Every 25th is an edit with a large reference."""
-    return [
+def _mixed(arrivals: Sequence[trace.Arrival], larges: Sequence[bytes]) -> list[trace.Arrival]:
+    """Every 25th is an edit with a large reference; every second has a key, of edits too."""
+    with_large = [
         replace(arrival, prompt="make it green", reference=larges[i // LARGE_EVERY % len(larges)])
         if i % LARGE_EVERY == LARGE_EVERY // 2
         else arrival
         for i, arrival in enumerate(arrivals)
     ]
+    return trace.with_keys(with_large, KEYED_EVERY)
 
 
 def _arguments() -> argparse.Namespace:

@@ -2,9 +2,10 @@
 
 import io
 import random
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, count
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,10 @@ SCALES = ("small", "medium", "large")
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request: seconds after the start, square edge in pixels, and what it asks. `reference`: a PNG, of edits."""
+    """One request: seconds after the start, square edge in pixels, and what it asks. `reference`: a PNG, of edits.
+
+    `key`: its idempotency key, which HTTP's peers have none of; empty: none.
+    """
 
     at_seconds: float
     edge: int
@@ -29,6 +33,7 @@ class Arrival:
     seed: int
     reference: bytes | None = None
     timeout_seconds: float | None = None
+    key: str = ""
 
     @property
     def is_edit(self) -> bool:
@@ -67,6 +72,12 @@ def alone(edge: int, times: int, seed: int) -> list[Arrival]:
 def with_timeouts(arrivals: list[Arrival], seconds: dict[tuple[int, bool], float], factor: float) -> list[Arrival]:
     """The arrivals with a deadline of `factor` times the lone time of their size and kind."""
     return [replace(a, timeout_seconds=factor * seconds[a.edge, a.is_edit]) for a in arrivals]
+
+
+def with_keys(arrivals: Sequence[Arrival], every: int) -> list[Arrival]:
+    """Every so many of generations, and of edits, get a key of their own; the same for nobody twice, in no run."""
+    counts = {False: count(), True: count()}
+    return [a if next(counts[a.is_edit]) % every else replace(a, key=uuid.uuid4().hex) for a in arrivals]
 
 
 def _arrival(edge: int, is_edit: bool, draw: random.Random) -> Arrival:

@@ -1,8 +1,8 @@
 """The files and functions of the server that one generation, and one edit, pass: `python -m benchmarks.walk`.
 
-Counts distinct functions of `kleinserve` that any thread of the server enters from the request's message to its status,
-the second time that a request of its kind comes; workers that decode references are processes of their own and not
-counted.
+Counts distinct functions of `kleinserve` that any thread of the server enters from the request's message to 0.3 s after
+its status, the second time that a request of its kind comes; `-v` names them. Workers that decode references are
+processes of their own and not counted.
 """
 
 import asyncio
@@ -63,17 +63,17 @@ async def walk() -> dict[str, Walk]:
     from kleinserve.metrics import Metrics
 
     current = Walk()
-    threading.setprofile(lambda *arguments: current.profile(*arguments))
-    sys.setprofile(lambda *arguments: current.profile(*arguments))
     with tempfile.TemporaryDirectory() as folder:
         config = Config(port=0, metrics_port=0, ledger=f"sqlite:///{folder}/usage.db")
         metrics = Metrics()
         intake = Intake(config, metrics.intake)
         intake.start()
-        identity, ledger = app._Identity(config, metrics), app._ledger(config, metrics)
+        identity, ledger = app._Identity(config, metrics), app._ledger(config, metrics, lambda: None)
         keys, backend = await app._keys(config, ledger), app._backend(config, metrics)
         server, logs = app._Server(config, metrics, intake, identity, ledger, keys, backend), _Logs()
+        threading.setprofile(lambda *arguments: current.profile(*arguments))  # of the threads that start now
         await server.start(logs.announce)
+        sys.setprofile(lambda *arguments: current.profile(*arguments))
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "red").save(file, "PNG")
         options = image_pb2.ImageOptions(width=64, height=64)

@@ -19,6 +19,7 @@ STEPS = 4
 STALLED_SECONDS = 900.0  # a request without a deadline that takes longer is lost
 LINE_BYTES_MAX = 64 * 1024 * 1024
 OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", 64 * 1024 * 1024)]
+KEY = "klein-idempotency-key"  # in the metadata, as kleinclient sends it too
 
 PREVIEW = "PREVIEW"
 OK, BROKEN = "OK", "BROKEN"
@@ -42,6 +43,7 @@ async def to(target: str) -> AsyncIterator[Callable[[Arrival], Question]]:
 
 def _message(arrival: Arrival) -> Image:
     options = image_pb2.ImageOptions(width=arrival.edge, height=arrival.edge, seed=arrival.seed, steps=STEPS)
+    options.idempotency_key = arrival.key
     if arrival.reference is None:
         return image_pb2.GenerateRequest(prompt=arrival.prompt, options=options)
     reference = image_pb2.Reference(image=arrival.reference)
@@ -54,7 +56,8 @@ async def _call(
     digest, promised = hashlib.sha256(), b""
     method = stub.Edit if isinstance(message, image_pb2.EditRequest) else stub.Generate
     try:
-        async for event in method(message, timeout=timeout_seconds or STALLED_SECONDS):
+        metadata = ((KEY, message.options.idempotency_key),) if message.options.idempotency_key else ()
+        async for event in method(message, timeout=timeout_seconds or STALLED_SECONDS, metadata=metadata):
             match event.WhichOneof("event"):
                 case "preview":
                     yield PREVIEW

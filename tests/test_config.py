@@ -181,3 +181,18 @@ def test_frozen() -> None:
     """Nothing changes a setting once it is read."""
     with pytest.raises(ValueError, match="frozen"):
         Config().port = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("", ""),
+        ("10.0.0.1:50051", "10.0.0.1:50051"),
+        ("server-1:50051", "server-1:50051"),
+        ("fd00::1:50051", "[fd00::1]:50051"),
+        ("[fd00::1]:50051", "[fd00::1]:50051"),
+    ],
+)
+def test_advertise(given: str, kept: str) -> None:
+    """It is what gRPC can dial, also where $(POD_IP):50051 is an address of version 6."""
+    assert Config(advertise=given).advertise == kept

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kleinserve.__main__ import EXTRAS
+from kleinserve.__main__ import EXTRAS, _parser
+from kleinserve.config import Config
 
 from tests.test_process import as_number
 
@@ -50,6 +51,32 @@ def test_serve() -> None:
     done = start("serve", "--host", "::1", "--web-origins", "https://a.example", "--insecure")
     assert (done.returncode, done.stdout, done.stderr) == (0, "serving on [::1]:1\n", "")
     assert start("serve", run="def run(config, logs): return 7").returncode == 7
+
+
+FLAGS = {  # of `serve`, with values that are none's default
+    "model": "m", "revision": "abc", "vae": "v", "host": "::1", "port": "1", "metrics_port": "2", "web_port": "3",
+    "web_origins": "https://a.example", "device": "cuda:1", "dtype": "float32", "memory": "offload", "compile": "off",
+    "quantize": "fp8", "backend": "ray", "ledger": "none", "callers": __file__, "tls_certificate": __file__,
+    "tls_key": __file__, "tls_client_ca": __file__, "insecure": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_flag_is_a_setting(name: str) -> None:
+    """What the contract's command line names, `--revision` and `--vae` reach the setting of the same name."""
+    words = [f"--{name.replace('_', '-')}", *([] if FLAGS[name] is True else [FLAGS[name]])]
+    arguments = vars(_parser().parse_args(["serve", *words]))
+    assert {given: value for given, value in arguments.items() if value is not None} == {
+        "command": arguments["command"],
+        name: FLAGS[name],
+    }
+    assert name in Config.model_fields
+
+
+def test_a_revision_and_a_vae() -> None:
+    """The flags of a checkpoint's parts are what it serves with."""
+    run = "def run(config, logs): logs.announce(f'{config.revision} {config.vae}'); return 0"
+    assert start("serve", "--revision", "abc", "--vae", "some/vae", run=run).stdout == "abc some/vae\n"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Everything runs in processes of its own, in folders that are removed at the end.
 """
 
 import json
-import shutil
 import subprocess
 import time
 import urllib.parse
@@ -17,16 +16,16 @@ from pathlib import Path
 from kleinclient import Client
 
 from benchmarks.cluster import fronts, trials
+from tests.debian import program
 from tests.replicas.cluster import Server, envoy, free_port, servers
 
 REQUESTS = 100
-PACKAGES = Path(".venv/debian")  # what was unpacked, beside the wheels
 SCRAPE_SECONDS = 1
 
 
 def main(ledger: str, folder: Path, settings: Mapping[str, str]) -> int:
     """Exit code 1: something was lost."""
-    binary = prometheus_binary()
+    binary = program("prometheus", "prometheus")
     print("PostgreSQL runs; starting two servers, which takes some seconds …", flush=True)
     begin = datetime.now(UTC)
     with servers(ledger, folder, **settings) as pair, envoy(*pair) as front, prometheus(binary, pair, folder) as page:
@@ -100,18 +99,3 @@ def until_ready(page: str, process: "subprocess.Popen[bytes]") -> None:
             if process.poll() is not None:
                 raise RuntimeError("Prometheus did not start") from None
             time.sleep(0.1)
-
-
-def prometheus_binary() -> str:
-    """Debian's, installed or unpacked here: installing it would start it for good. Raises: RuntimeError."""
-    unpacked = PACKAGES / "usr" / "bin" / "prometheus"
-    found = shutil.which("prometheus") or (str(unpacked) if unpacked.exists() else None)
-    if found is not None:
-        return found
-    PACKAGES.mkdir(parents=True, exist_ok=True)
-    print("Fetching Debian's package prometheus …", flush=True)
-    for command in (["apt-get", "download", "prometheus"], ["sh", "-c", "dpkg -x prometheus_*.deb ."]):
-        told = subprocess.run(command, cwd=PACKAGES, capture_output=True, text=True, check=False)
-        if told.returncode:
-            raise RuntimeError(f"no Prometheus: install Debian's package prometheus ({told.stderr.strip()[-200:]})")
-    return str(unpacked)

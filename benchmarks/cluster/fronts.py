@@ -1,17 +1,22 @@
 """Ways to reach several servers, and what one image request does by each of them."""
 
+import io
 import json
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 
 import grpc
 from klein.v1 import image_pb2, image_pb2_grpc
 from kleinclient import Client
+from PIL import Image
 
 SERVICE = "klein.v1.ImageService"
 DEADLINE_SECONDS = 240.0
+EDIT_EVERY = 20
 SMALL = {"size": (64, 64), "steps": 4}
 Draw = Callable[[], str]  # makes one image; how it failed, "" if it did not
 
@@ -33,20 +38,32 @@ def addresses(targets: Sequence[str]) -> str:
 
 @contextmanager
 def stub(target: str, *options: tuple[str, object]) -> Iterator[Draw]:
-    """The generated stub, which never tries again by itself unless a retry policy says so."""
+    """The generated stub, which never tries again by itself unless a retry policy says so; some are large edits."""
     with grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0), *options]) as channel:
-        images = image_pb2_grpc.ImageServiceStub(channel)
+        images, turns, file = image_pb2_grpc.ImageServiceStub(channel), count(), _large()
 
         def draw() -> str:
             made = image_pb2.ImageOptions(width=64, height=64, steps=4, client_tag=uuid.uuid4().hex)
-            request = image_pb2.GenerateRequest(prompt="a red circle", options=made)
             try:
-                *_, last = images.Generate(request, timeout=DEADLINE_SECONDS)
+                if next(turns) % EDIT_EVERY == 0:
+                    references = [image_pb2.Reference(image=file)]
+                    edit = image_pb2.EditRequest(prompt="make it green", references=references, options=made)
+                    *_, last = images.Edit(edit, timeout=DEADLINE_SECONDS)
+                else:
+                    generation = image_pb2.GenerateRequest(prompt="a red circle", options=made)
+                    *_, last = images.Generate(generation, timeout=DEADLINE_SECONDS)
             except grpc.RpcError as error:
                 return f"{error.code().name}: {error.details()}"
             return "" if last.HasField("completed") else "no completed"
 
         yield draw
+
+
+def _large() -> bytes:
+    """A PNG of 2 MiB: longer than what proxies keep of a request by default."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (840, 840), random.Random(0).randbytes(3 * 840 * 840)).save(file, "PNG")
+    return file.getvalue()
 
 
 def bare(target: str) -> AbstractContextManager[Draw]:

@@ -12,6 +12,8 @@ from kleinclient import Client, KleinError
 from benchmarks.cluster.fronts import SMALL
 from tests.replicas.cluster import servers
 
+NAME = "klein.internal"
+
 
 def main(ledger: str, folder: Path) -> str:
     """What went wrong; "": nothing."""
@@ -22,18 +24,18 @@ def main(ledger: str, folder: Path) -> str:
     (folder / "token").write_text(replica)
     (folder / "callers.toml").write_text(f'{entries}\n[replicas]\n{listed[0]}\ntoken_file = "token"\n')
     settings = {"CALLERS": str(folder / "callers.toml")} | certificates(folder)
-    ca = (folder / "ca.pem").read_bytes()
+    trusting = {"tls_ca": (folder / "ca.pem").read_bytes(), "channel_options": {"grpc.ssl_target_name_override": NAME}}
     with servers(ledger, folder, **settings) as (first, second):
         with (
-            Client(first.target, token=token, tls_ca=ca) as here,
-            Client(second.target, token=token, tls_ca=ca) as there,
+            Client(first.target, token=token, **trusting) as here,
+            Client(second.target, token=token, **trusting) as there,
         ):
             drawn = here.generate("a red circle", idempotency_key="k", seed=1, **SMALL).result()
             again = there.generate("a red circle", idempotency_key="k", seed=1, **SMALL).result()
         replays = first.counted("klein_replays_total"), second.counted("klein_replays_total")
         if drawn.data != again.data or replays != (1, 0):
             return f"the repeat at the other server is not the owner's: replays {replays}"
-        with Client(second.target, token=replica, tls_ca=ca) as stranger:
+        with Client(second.target, token=replica, **trusting) as stranger:
             try:
                 stranger.capabilities()
             except KleinError as error:
@@ -42,9 +44,9 @@ def main(ledger: str, folder: Path) -> str:
 
 
 def certificates(folder: Path) -> dict[str, str]:
-    """The settings of a certificate for this machine, and of its authority."""
+    """The settings of one certificate for all servers, without their addresses, and of its authority."""
     authority = trustme.CA()
-    issued = authority.issue_cert("localhost", "127.0.0.1")
+    issued = authority.issue_cert(NAME)
     authority.cert_pem.write_to_path(folder / "ca.pem")
     issued.cert_chain_pems[0].write_to_path(folder / "chain.pem")
     issued.private_key_pem.write_to_path(folder / "key.pem")

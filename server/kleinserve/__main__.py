@@ -90,6 +90,8 @@ def _parser() -> "argparse.ArgumentParser":
 def _add_serve(commands: Any) -> None:
     serve = commands.add_parser("serve", help="serve until SIGTERM")
     serve.add_argument("--model", help="mini (default), a directory, a hub id, geometry:klein-4b or geometry:DIR")
+    serve.add_argument("--revision", help="of a hub id: a commit, tag or branch (its main branch)")
+    serve.add_argument("--vae", metavar="DIR", help="a directory or hub id whose VAE takes the model's place")
     serve.add_argument("--host", help="address of all ports (127.0.0.1)")
     serve.add_argument("--port", help="gRPC port (50051); 0 picks a free one")
     serve.add_argument("--metrics-port", help="HTTP port of /metrics, /healthz, /readyz (9464)")

@@ -58,11 +58,11 @@ def _origins(given: object) -> object:
 
 
 def _address(given: str) -> str:
-    """HOST:PORT, or nothing."""
+    """HOST:PORT, or nothing. An address of version 6 gets its brackets: POD_IP of a cluster has none."""
     host, _, port = given.rpartition(":")
     if given and not (port.isdigit() and 0 < int(port) < 65536 and _host(host)):
         raise ValueError("is not HOST:PORT")
-    return given
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else given
 
 
 def _sizes(given: object) -> object:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
+from kleinserve import process
 from kleinserve.codec import reference
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
@@ -44,6 +45,14 @@ def opened() -> Iterator[Open]:
 
 def workers() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "kleinserve.codec.worker" in child.cmdline()]
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 2), (64, 2)])
+def test_as_many_workers_as_cores(monkeypatch: pytest.MonkeyPatch, opened: Open, cores: int, count: int) -> None:
+    """Two by default, and one where a cgroup's quota leaves the process one core, however many the machine has."""
+    monkeypatch.setattr(process, "cores", lambda: cores)
+    opened()
+    assert len(workers()) == count
 
 
 async def forked(parent: psutil.Process) -> psutil.Process:

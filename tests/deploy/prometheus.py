@@ -1,7 +1,6 @@
 """A real Prometheus (Debian's package `prometheus`) that scrapes servers on this machine."""
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -13,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
+from tests.debian import program
+
 DEPLOY = Path(__file__).parents[2] / "deploy"
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="needs prometheus and promtool: apt-get install prometheus",
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,11 @@ def scraping(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     options = {"config.file": file, "storage.tsdb.path": folder / "data", "web.listen-address": address}
-    command = ["prometheus", "--log.level=error", *(f"--{name}={value}" for name, value in options.items())]
+    command = [
+        program("prometheus", "prometheus"),
+        "--log.level=error",
+        *(f"--{name}={value}" for name, value in options.items()),
+    ]
     with subprocess.Popen(command) as process:
         try:
             prometheus = Prometheus(f"http://{address}")

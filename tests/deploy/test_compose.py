@@ -8,6 +8,7 @@ import pytest
 import yaml
 from kleinserve.__main__ import _parser
 from kleinserve.config import Config
+from kleinserve.engine import compiled
 
 from tests.deploy.prometheus import DEPLOY
 
@@ -25,10 +26,14 @@ def test_schema() -> None:
 
 
 def test_two_servers_share_a_ledger() -> None:
-    """Two servers, alike but for their homes, with one ledger; every setting is one that the server takes."""
+    """Two servers with one ledger, alike but for homes and own addresses; every setting is one that they take."""
     one, other = SERVICES["server-1"], SERVICES["server-2"]
-    assert {**one, "volumes": 0} == {**other, "volumes": 0}
+    alike = {name: service for name, service in one.items() if name not in ("volumes", "environment")}
+    assert alike == {name: other[name] for name in alike}
     assert one["volumes"] != other["volumes"]
+    for name in ("server-1", "server-2"):
+        settings = SERVICES[name]["environment"]
+        assert settings == one["environment"] | {"KLEINSERVE_ADVERTISE": f"{name}:{Config().port}"}
     for name, value in one["environment"].items():
         Config(**{name.removeprefix("KLEINSERVE_").lower(): re.sub(r"\$\{\w+[^}]*\}", "x", value)})
     assert _parser().parse_args([re.sub(r"\$\{\w+:-(\w+)\}", r"\1", part) for part in one["command"]]).insecure
@@ -83,6 +88,17 @@ def test_grace() -> None:
 def test_dockerfile(said: str) -> None:
     """The image's user is no root, its packages are constraints.txt's, and it serves."""
     assert said in DOCKERFILE
+
+
+def test_dockerfile_has_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CUDA image installs every program that the server looks for before it compiles: else it serves eagerly."""
+    asked: list[str] = []
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(compiled.shutil, "which", lambda program: asked.append(program) or f"/usr/bin/{program}")
+    compiled.check()
+    (packages,) = re.findall(r"apt-get install ([^&]+) &&", DOCKERFILE)
+    assert asked
+    assert {*asked, "gcc"} <= set(packages.split())  # gcc: Triton's
 
 
 def test_dockerfile_copies_what_there_is() -> None:

@@ -12,7 +12,7 @@ import pytest
 from klein.v1 import image_pb2_grpc
 from kleinserve.identity.callers import token_digest
 
-from tests.deploy.prometheus import DEPLOY, Prometheus, needs_prometheus, scraping
+from tests.deploy.prometheus import DEPLOY, Prometheus, scraping
 from tests.e2e.calls import edit, generate, opened, png
 from tests.e2e.conftest import Serving, served
 
@@ -75,7 +75,6 @@ def expression(target: dict[str, Any]) -> str:
     return target["expr"].replace("$__rate_interval", "30s").replace("$instance", ".*")
 
 
-@needs_prometheus
 async def test_every_query_has_data(watched: tuple[Serving, Prometheus]) -> None:
     """Under a mixed load every panel's every query returns numbers, and no alert fires."""
     server, prometheus = watched
@@ -93,7 +92,6 @@ async def test_every_query_has_data(watched: tuple[Serving, Prometheus]) -> None
     assert [alert for alert in alerts if alert["state"] == "firing"] == []
 
 
-@needs_prometheus
 async def test_variables(watched: tuple[Serving, Prometheus]) -> None:
     """The dashboard's list of servers is made of what is scraped."""
     server, prometheus = watched

@@ -5,12 +5,16 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 from kleinserve.config import Config
+from kleinserve.errors import BadConfig
+from kleinserve.identity.authenticator import Credentials
+from kleinserve.identity.callers import token_digest, watch_callers
 from kleinserve.metrics import Metrics
 
 from tests.deploy.prometheus import DEPLOY
@@ -73,8 +77,46 @@ def test_settings() -> None:
             name = variable["name"].removeprefix("KLEINSERVE_").lower()
             if name != variable["name"].lower():
                 assert name in Config.model_fields
-                if "value" in variable and name not in ("callers", "tls_certificate", "tls_key"):
+                if "value" in variable and name not in ("callers", "tls_certificate", "tls_key", "advertise"):
                     Config(**{name: variable["value"]})
+
+
+def test_servers_reach_one_another() -> None:
+    """Each says where the others pass its keys on to: its pod's address, which is a variable by then, and its port."""
+    (server,) = one("Deployment")["spec"]["template"]["spec"]["containers"]
+    names = [variable["name"] for variable in server["env"]]
+    variables = {variable["name"]: variable for variable in server["env"]}
+    assert variables["POD_IP"]["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert names.index("POD_IP") < names.index("KLEINSERVE_ADVERTISE")
+    advertised = variables["KLEINSERVE_ADVERTISE"]["value"]
+    assert advertised == f"$(POD_IP):{server['ports'][0]['containerPort']}"
+    for address in ("10.0.0.1", "fd00::1"):
+        assert Config(advertise=advertised.replace("$(POD_IP)", address)).advertise.endswith(":50051")
+    assert variables["KLEINSERVE_REPLICAS_CA"]["value"] == "/etc/klein/tls/ca.crt"
+
+
+def test_secrets_example(tmp_path: Path) -> None:
+    """The example's callers file is refused until real hashes are filled in; the commands beside it make every file."""
+    file, overlay = tmp_path / "callers.toml", DEPLOY / "kubernetes/example"
+    text = (overlay / "callers.toml").read_text()
+    file.write_text(text)
+    with pytest.raises(BadConfig, match="64 hexadecimal digits"):
+        watch_callers(file)
+    for name in ("web.token", "replica-token"):
+        (tmp_path / name).write_text(f"{name}\n")
+        text = text.replace(f"SHA-256 OF {name}", token_digest(name))
+    file.write_text(text)
+    callers = watch_callers(file).value
+    assert callers.replica_token() == "replica-token"
+    assert callers.on_behalf(Credentials(("Bearer replica-token",)), "web").name == "web"
+    made = re.findall(r"--from-file=(\S+)", (overlay / "kustomization.yaml").read_text())
+    assert {each.partition("=")[0] for each in made} == {
+        "callers.toml",
+        "replica-token",
+        "tls.crt",
+        "tls.key",
+        "ca.crt",
+    }
 
 
 def test_labels() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 from kleinserve.metrics import Metrics
 
-from tests.deploy.prometheus import DEPLOY, needs_prometheus
+from tests.debian import program
+from tests.deploy.prometheus import DEPLOY
 
 RULES, TESTS = DEPLOY / "prometheus/klein.rules.yml", DEPLOY / "prometheus/klein.rules.test.yml"
 
@@ -17,18 +18,16 @@ def alerts() -> list[dict[str, object]]:
 
 
 def promtool(*arguments: str) -> None:
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program("promtool", "prometheus"), *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@needs_prometheus
 def test_rules_are_valid() -> None:
     """promtool takes the rules and the configuration."""
     promtool("check", "rules", str(RULES))
     promtool("check", "config", str(DEPLOY / "prometheus/prometheus.yml"))
 
 
-@needs_prometheus
 def test_rules_fire() -> None:
     """Each alert fires on series that show its trouble, and not on ones near by."""
     promtool("test", "rules", str(TESTS))

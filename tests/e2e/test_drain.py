@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -70,6 +71,30 @@ async def test_stuck_reader(tmp_path: Path) -> None:
             assert await asyncio.to_thread(server.process.wait, 30) == 0
     ends = [json.loads(line) for line in log.read_text().splitlines() if "request finished" in line]
     assert [(end["code"], end["reason"]) for end in ends] == [("UNAVAILABLE", "DRAINING")]
+
+
+async def test_connections_are_told_to_go() -> None:
+    """When the notice is over no connection takes another call and no new one is made, while what runs goes on."""
+    settings = {"KLEINSERVE_DRAIN_NOTICE_SECONDS": "1", "KLEINSERVE_DRAIN_GRACE_SECONDS": "60"}
+    with served(KLEINSERVE_MAX_STEPS=str(ENDLESS), **settings) as server:
+        async with opened(server.target) as channel:
+            stub = image_pb2_grpc.ImageServiceStub(channel)
+            running = stub.Generate(generate(0, (256, 256), ENDLESS))
+            await until(running, "progress")
+            health = await watching(channel)
+            server.process.send_signal(signal.SIGTERM)
+            await ended(health)
+            asked = image_pb2.GetCapabilitiesRequest()
+            with suppress(grpc.aio.AioRpcError):
+                while await stub.GetCapabilities(asked, timeout=60):  # until the notice is over
+                    pass
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.GetCapabilities(asked, timeout=60)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "refused" in str(caught.value.details())
+            await until(running, "progress")
+            running.cancel()
+            assert await asyncio.to_thread(server.process.wait, 30) == 0
 
 
 async def test_watcher() -> None:

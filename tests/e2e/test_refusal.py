@@ -60,6 +60,18 @@ async def test_message_that_cannot_be_parsed(serving: Serving, channel: grpc.aio
     assert serving.counted(HANDLED) == before + 1
 
 
+@pytest.mark.parametrize("method", ["Attach", "Cancel", "GetCapabilities"])
+async def test_unknown_fields_by_name(channel: grpc.aio.Channel, method: str) -> None:
+    """A field that the contract does not have is refused by its number, in the messages that make no image too."""
+    known = b"" if method == "GetCapabilities" else image_pb2.AttachRequest(idempotency_key="k").SerializeToString()
+    call = channel.unary_stream(f"/klein.v1.ImageService/{method}")(known + b"\x98\x06\x01")  # field 99
+    code, reason, details = await refused(call)
+    bad = details["BadRequest"]
+    assert isinstance(bad, error_details_pb2.BadRequest)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert [violation.field for violation in bad.field_violations] == ["#99"]
+
+
 async def test_thousands_of_violations(channel: grpc.aio.Channel) -> None:
     """Unknown fields are named one by one or, where they are very many, by their bytes, in an answer under 4 KiB."""
     unknown = b"".join(bytes([0x80 | (i & 15) << 3, 0x08 | i >> 4, 0x00]) for i in range(2, 112))

@@ -30,7 +30,7 @@ def triton() -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(part, ignore_errors=True)
-            pytest.skip(f"{TRITON} cannot be had here: {done.stderr.strip().splitlines()[-1]}")
+            pytest.fail(f"{TRITON} cannot be had here: {done.stderr.strip().splitlines()[-1]}")
         part.rename(place)
     return place
 

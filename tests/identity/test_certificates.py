@@ -10,6 +10,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509 import GeneralName
 from kleinserve.errors import BadConfig
 from kleinserve.identity.certificates import CertificateFiles, serving_context, watch_certificates
 from kleinserve.identity.names import names_of_peer_certificate
@@ -50,6 +51,22 @@ def test_no_client_ca(files: CertificateFiles) -> None:
     certificates = watch_certificates(CertificateFiles(files.chain, files.key)).value
     assert certificates.client_ca is None
     assert certificates.context.verify_mode == ssl.CERT_NONE
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        ((DNS("klein.internal"), DNS("other.internal")), "klein.internal"),
+        ((URI("spiffe://prod/klein"), DNS("*.klein.svc")), "any.klein.svc"),
+        ((URI("spiffe://prod/klein"),), ""),
+        ((), ""),
+        (LOCAL, ""),
+    ],
+)
+def test_own_name(files: CertificateFiles, ca: trustme.CA, names: tuple[GeneralName, ...], name: str) -> None:
+    """Its first DNS name, which fits a wildcard; none where it names addresses, which can be dialled as they are."""
+    leaf(ca, *names).write(files.chain.parent)
+    assert watch_certificates(files).value.name == name
 
 
 @pytest.mark.parametrize(

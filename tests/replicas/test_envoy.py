@@ -5,12 +5,16 @@ import json
 import subprocess
 import sys
 import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import trustme
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health, health_pb2_grpc
 from klein.v1 import image_pb2, image_pb2_grpc
 from kleinserve.web import envoy as configuration
 
@@ -21,6 +25,7 @@ from tests.replicas.conftest import MAX_STEPS
 Stub = image_pb2_grpc.ImageServiceStub
 ORIGIN = "https://page.example"
 CANCELS = 10
+MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -65,6 +70,50 @@ def test_never_gives_up_on_health() -> None:
     (manager,) = (chain["filters"][0]["typed_config"] for chain in told["listeners"][0]["filter_chains"])
     routes = manager["route_config"]["virtual_hosts"][0]["routes"]
     assert [route["route"]["timeout"] for route in routes] == ["0s", "0s"]
+
+
+@asynccontextmanager
+async def answering(code: grpc.StatusCode, seen: list[int]) -> AsyncIterator[SimpleNamespace]:
+    """A healthy server whose edits all end so; `seen` gets the size of each one's request."""
+
+    async def edit(data: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        seen.append(len(data))
+        if code is not grpc.StatusCode.OK:
+            await context.abort(code, "as it was told to")
+        return b""
+
+    server, stands = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)]), health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(stands, server)
+    methods = {"Edit": grpc.unary_unary_rpc_method_handler(edit)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("klein.v1.ImageService", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield SimpleNamespace(target=f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0)
+
+
+@pytest.mark.parametrize("length", [100, 2 * MIB, 44 * MIB])
+async def test_another_server_is_tried(length: int) -> None:
+    """What one server refuses before its first event the other gets, up to the longest request that a server takes."""
+    refusing: list[int] = []
+    taking: list[int] = []
+    async with (
+        answering(grpc.StatusCode.UNAVAILABLE, refusing) as one,
+        answering(grpc.StatusCode.OK, taking) as other,
+        AsyncExitStack() as stack,
+    ):
+        before = envoy(one, other)
+        made = await asyncio.to_thread(before.__enter__)
+        stack.push(before.__exit__)
+        channel = await stack.enter_async_context(opened(made.target))
+        calls = 0
+        while not refusing:  # it begins with either
+            await channel.unary_unary("/klein.v1.ImageService/Edit")(bytes(length), timeout=60)
+            calls += 1
+    assert set(refusing) == set(taking) == {length}
+    assert len(taking) == calls
 
 
 async def test_details_pass(front: str) -> None:

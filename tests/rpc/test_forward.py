@@ -1,7 +1,7 @@
 """Two servers' gRPC ports in this process, with TLS and a callers file: who may pass calls on, and what arrives."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,8 @@ from klein.v1 import image_pb2, image_pb2_grpc
 from kleinserve.config import Config
 from kleinserve.errors import KeyElsewhere, QuotaExceeded
 from kleinserve.identity.callers import WatchedCallers, token_digest, watch_callers
-from kleinserve.identity.certificates import CertificateFiles, watch_certificates
+from kleinserve.identity.certificates import CertificateFiles, Certificates, watch_certificates
+from kleinserve.identity.reload import Watched
 from kleinserve.metrics import Metrics
 from kleinserve.rpc.call import FORWARDED_CALLER, Call, Calls, Method
 from kleinserve.rpc.forward import Forward, channel_credentials
@@ -29,7 +30,7 @@ Stub = image_pb2_grpc.ImageServiceStub
 class Ports:
     """The files of two servers, of which `owner` answers and the other passes on. `seen`: the owner's calls."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, names: Sequence[str]):
         (folder / "token").write_text("replica")
         hashes = {name: token_digest(name) for name in ("web", "replica")}
         self.callers = folder / "callers.toml"
@@ -39,20 +40,24 @@ class Ports:
         )
         authority = trustme.CA()
         self.ca = authority.cert_pem.bytes()
-        issued = authority.issue_cert("localhost", "127.0.0.1")
-        files = CertificateFiles(folder / "chain.pem", folder / "key.pem", None)
-        issued.cert_chain_pems[0].write_to_path(files.chain)
-        issued.private_key_pem.write_to_path(files.key)
-        self.certificates = watch_certificates(files)
+        self.certificates, self.owners = (self._certificates(folder, authority, name) for name in (names[0], names[-1]))
         self.seen: list[Call] = []
         self.owner: Any = None
 
-    def serve(self, behaviour: Any) -> tuple[GrpcServer, Metrics]:
+    @staticmethod
+    def _certificates(folder: Path, authority: trustme.CA, names: str) -> Watched[Certificates]:
+        issued = authority.issue_cert(*names.split())
+        files = CertificateFiles(folder / f"{names}.pem", folder / f"{names}.key", None)
+        issued.cert_chain_pems[0].write_to_path(files.chain)
+        issued.private_key_pem.write_to_path(files.key)
+        return watch_certificates(files)
+
+    def serve(self, behaviour: Any, certificates: Watched[Certificates]) -> tuple[GrpcServer, Metrics]:
         config, metrics = Config(port=0, metrics_port=0), Metrics()
         methods = {GENERATE: Method(image_pb2.GenerateRequest, True, behaviour, "generate")}
         nothing: Any = SimpleNamespace(refuse=lambda *refused: None)
         calls = Calls(methods, self.authenticator(), nothing, nothing, config, metrics)
-        return GrpcServer(calls, config, tls_credentials(self.certificates)), metrics
+        return GrpcServer(calls, config, tls_credentials(certificates)), metrics
 
     def authenticator(self) -> WatchedCallers:
         return WatchedCallers(watch_callers(self.callers))
@@ -60,7 +65,9 @@ class Ports:
     @asynccontextmanager
     async def channel(self, port: int) -> AsyncIterator[Stub]:
         credentials = grpc.ssl_channel_credentials(self.ca)
-        options = [("grpc.enable_http_proxy", 0)]
+        options: list[tuple[str, int | str]] = [("grpc.enable_http_proxy", 0)]
+        if self.certificates.value.name:
+            options.append(("grpc.ssl_target_name_override", self.certificates.value.name))
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
             yield Stub(channel)
 
@@ -70,9 +77,14 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
 
 
 @asynccontextmanager
-async def passing(folder: Path, answer: Any) -> AsyncIterator[tuple[Ports, int, int, Metrics]]:
-    """Both, the owner's port and the other's, and the other's metrics. `answer(call)` is the owner's."""
-    ports = Ports(folder)
+async def passing(
+    folder: Path, answer: Any, names: Sequence[str] = ("localhost 127.0.0.1",)
+) -> AsyncIterator[tuple[Ports, int, int, Metrics]]:
+    """Both, the owner's port and the other's, and the other's metrics. `answer(call)` is the owner's.
+
+    `names`: of the other's certificate, and of the owner's where that is another one.
+    """
+    ports = Ports(folder, names)
 
     async def own(message: Any, call: Call) -> None:
         ports.seen.append(call)
@@ -88,8 +100,8 @@ async def passing(folder: Path, answer: Any) -> AsyncIterator[tuple[Ports, int, 
     forward = Forward(
         ports.authenticator(), lambda: channel_credentials(ports.certificates.value, ports.ca), patience_seconds=1.0
     )
-    owner, _ = ports.serve(own)
-    other, metrics = ports.serve(pass_on)
+    owner, _ = ports.serve(own, ports.owners)
+    other, metrics = ports.serve(pass_on, ports.certificates)
     ports.owner = owner
     owner_port, other_port = await owner.start(), await other.start()
     try:
@@ -126,6 +138,25 @@ async def test_for_whom(tmp_path: Path) -> None:
     assert "cookie" not in given
     assert seen.deadline is not None
     assert finished(metrics) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "is_trusted"),
+    [(("klein.internal",), True), (("*.klein.svc",), True), (("klein.internal", "other.internal"), False)],
+)
+async def test_no_certificate_names_addresses(tmp_path: Path, names: Sequence[str], is_trusted: bool) -> None:
+    """An owner at an address is trusted where its certificate has this server's own name, and no other one is asked."""
+
+    async def answer(call: Call) -> None:
+        await call.write(image_pb2.ImageEvent(sequence=0))
+
+    async with passing(tmp_path, answer, names) as (ports, _, port, _metrics), ports.channel(port) as stub:
+        call = stub.Generate(generate(), metadata=bearer("web"))
+        if is_trusted:
+            assert [event.sequence async for event in call] == [0]
+        else:
+            assert (await refused(call))[:2] == (grpc.StatusCode.UNAVAILABLE, "LEDGER_UNAVAILABLE")
+    assert len(ports.seen) == is_trusted
 
 
 async def test_refusals_pass_whole(tmp_path: Path) -> None:

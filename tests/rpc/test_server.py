@@ -1,17 +1,20 @@
 """The gRPC port, without a model behind it. Everything that the server does is in tests/e2e/."""
 
+import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from klein.v1 import image_pb2, image_pb2_grpc
 from kleinserve.config import Config
 from kleinserve.errors import BadConfig
 from kleinserve.identity.authenticator import Everyone
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import Calls
+from kleinserve.rpc.call import Call, Calls, Method
 from kleinserve.rpc.server import GrpcServer
 
 from tests.e2e.calls import opened
@@ -30,6 +33,61 @@ def taken() -> Iterator[int]:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield listening.getsockname()[1]
+
+
+class Aging:
+    """A server whose connections end at one second. Each call tells its connection; a `long` one waits for `done`."""
+
+    def __init__(self, grace_seconds: float):
+        self.done = asyncio.Event()
+        config = Config(port=0, max_connection_age_seconds=1.0, max_connection_grace_seconds=grace_seconds)
+
+        async def answer(message: image_pb2.GenerateRequest, call: Call) -> None:
+            await call.begin()
+            await call.write(image_pb2.ImageEvent(request_id=call.transport.peer))
+            if message.prompt == "long":
+                await self.done.wait()
+            call.is_complete = True
+
+        methods = {"/klein.v1.ImageService/Generate": Method(image_pb2.GenerateRequest, True, answer)}
+        self.server = GrpcServer(Calls(methods, Everyone(), NOBODY, NOBODY, config, Metrics()), config, None)
+
+    async def moved(self, channel: grpc.aio.Channel) -> "grpc.aio.UnaryStreamCall[Any, Any]":
+        """A long call whose connection takes no others any more, since they come by a new one."""
+        stub = image_pb2_grpc.ImageServiceStub(channel)
+        running = stub.Generate(image_pb2.GenerateRequest(prompt="long"))
+        peer = (await running.read()).request_id
+        async with asyncio.timeout(30):
+            while [event.request_id async for event in stub.Generate(image_pb2.GenerateRequest())] == [peer]:
+                pass
+        return running
+
+
+@asynccontextmanager
+async def aged(grace_seconds: float) -> AsyncIterator[tuple[Aging, "grpc.aio.UnaryStreamCall[Any, Any]"]]:
+    """A server and a call on a connection of its that is past its age."""
+    aging = Aging(grace_seconds)
+    port = await aging.server.start()
+    try:
+        async with opened(f"127.0.0.1:{port}") as channel:
+            yield aging, await aging.moved(channel)
+    finally:
+        aging.done.set()
+        await aging.server.stop(0)
+
+
+async def test_an_old_connection_is_told_to_go() -> None:
+    """New calls come by a new connection; what ran on the old one ends well, without a grace however long it takes."""
+    async with aged(0) as (aging, running):
+        aging.done.set()
+        assert await running.read() is grpc.aio.EOF
+        assert await running.code() is grpc.StatusCode.OK
+
+
+async def test_an_old_connection_is_cut_after_its_grace() -> None:
+    """A stream that the grace does not suffice for is cut."""
+    async with aged(0.5) as (_, running), asyncio.timeout(30):
+        assert await running.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_taken_port(calls: Calls, taken: int) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kleinserve import process
 from kleinserve.codec.reference import AREA_MAX
 from kleinserve.codec.turns import Turns
 from kleinserve.codec.worker import CANCEL, PACKET_BYTES_MAX, Task
@@ -131,7 +132,7 @@ class Intake:
 
     def __init__(self, config: Config, measure: Callable[[str, float], None]):
         self._config, self._measure = config, measure
-        count = config.intake_workers or min(WORKERS_DEFAULT, len(os.sched_getaffinity(0)))
+        count = config.intake_workers or min(WORKERS_DEFAULT, process.cores())
         self._workers = [_Worker() for _ in range(count)]
         self._idle = list(self._workers)
         self._turns: Turns[_Decoding] = Turns()

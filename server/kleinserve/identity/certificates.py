@@ -31,12 +31,16 @@ class CertificateFiles:
 
 @dataclass(frozen=True)
 class Certificates:
-    """PEM that fits together. `valid_until`: when the server's certificate expires, UTC."""
+    """PEM that fits together. `valid_until`: when the server's certificate expires, UTC.
+
+    `name`: its first DNS name, with `any` in place of a wildcard; empty: it has none, or names addresses itself.
+    """
 
     key: bytes = field(repr=False)
     chain: bytes
     client_ca: bytes | None
     valid_until: datetime
+    name: str
     context: ssl.SSLContext = field(repr=False, compare=False)  # of the same files, for servers of Python's `ssl`
 
 
@@ -59,7 +63,7 @@ def load(files: CertificateFiles, read: Read) -> Certificates:
         _certificates(files.client_ca, client_ca)
     context = _context(files, client_ca)
     _tell_validity(files.chain, certificate)
-    return Certificates(key, chain, client_ca, certificate.not_valid_after_utc, context)
+    return Certificates(key, chain, client_ca, certificate.not_valid_after_utc, _name(certificate), context)
 
 
 def serving_context(newest: Callable[[], Certificates]) -> ssl.SSLContext:
@@ -85,6 +89,15 @@ def _certificates(file: Path, pem: bytes) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(pem)
     except ValueError:
         raise BadConfig(f"{file}: no PEM certificate that can be read") from None
+
+
+def _name(certificate: x509.Certificate) -> str:
+    try:
+        listed = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return ""
+    names = [] if listed.get_values_for_type(x509.IPAddress) else listed.get_values_for_type(x509.DNSName)
+    return names[0].replace("*", "any") if names else ""
 
 
 def _private_key(file: Path, pem: bytes) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey:

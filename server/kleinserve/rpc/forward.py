@@ -4,8 +4,9 @@ The owner alone counts, charges and records it; here it is a line in the log.
 """
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import structlog
@@ -36,14 +37,22 @@ _OPTIONS = (
 log = structlog.get_logger()
 
 
-def channel_credentials(own: Certificates, ca: bytes | None) -> grpc.ChannelCredentials:
+class Trust(NamedTuple):
+    """How a connection to another server is made. `name`: what a certificate is checked for at an address."""
+
+    credentials: grpc.ChannelCredentials
+    name: str
+
+
+def channel_credentials(own: Certificates, ca: bytes | None) -> Trust:
     """Of a connection to another server: its certificate is checked by `ca`, None: by the system's.
 
-    Where clients need a certificate this server shows its own.
+    Where clients need a certificate this server shows its own. No certificate lists the addresses of pods: one that is
+    dialled by address is to have this server's own name, as where all have one certificate.
     """
     if own.client_ca is None:
-        return grpc.ssl_channel_credentials(ca)
-    return grpc.ssl_channel_credentials(ca, own.key, own.chain)
+        return Trust(grpc.ssl_channel_credentials(ca), own.name)
+    return Trust(grpc.ssl_channel_credentials(ca, own.key, own.chain), own.name)
 
 
 class Forward:
@@ -55,7 +64,7 @@ class Forward:
     def __init__(
         self,
         authenticator: Authenticator,
-        credentials: Callable[[], grpc.ChannelCredentials | None],
+        credentials: Callable[[], Trust | None],
         patience_seconds: float,
     ):
         self._authenticator, self._credentials, self._patience = authenticator, credentials, patience_seconds
@@ -101,10 +110,13 @@ class Forward:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         """One for each call: no certificate and no connection outlives its use, and such calls are rare."""
-        credentials = self._credentials()
-        if credentials is None:
+        trust = self._credentials()
+        if trust is None:
             return grpc.aio.insecure_channel(address, options=_OPTIONS)
-        return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        options: tuple[tuple[str, int | str], ...] = _OPTIONS
+        if trust.name and _is_number(address):
+            options = (*_OPTIONS, ("grpc.ssl_target_name_override", trust.name))
+        return grpc.aio.secure_channel(address, trust.credentials, options=options)
 
     def _metadata(self, call: Call) -> tuple[tuple[str, str], ...]:
         given = call.transport.metadata
@@ -113,6 +125,15 @@ class Forward:
         if token is not None:
             sent.append(("authorization", f"Bearer {token}"))
         return (*sent, (FORWARDED_CALLER, call.known.name))
+
+
+def _is_number(address: str) -> bool:
+    """Whether the host of HOST:PORT is an address, not a name."""
+    try:
+        ipaddress.ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 async def _pass_on(answer: Any, address: str, call: Call) -> None:

@@ -97,9 +97,10 @@ def _options(config: Config) -> list[tuple[str, int]]:
         # A server waits for the pong by this name; `grpc.keepalive_timeout_ms` is a client's.
         options.append(("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_seconds * 1000)))
     if config.max_connection_age_seconds:
-        grace = round(config.max_connection_grace_seconds * 1000)
         options.append(("grpc.max_connection_age_ms", round(config.max_connection_age_seconds * 1000)))
-        options.append(("grpc.max_connection_age_grace_ms", grace))
+        if config.max_connection_grace_seconds:  # to gRPC 0 is at once, and its default never
+            grace = round(config.max_connection_grace_seconds * 1000)
+            options.append(("grpc.max_connection_age_grace_ms", grace))
     return options
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from kleinserve.errors import BadConfig, quoted
 
 KEY_HEADER = "klein-idempotency-key"
+REQUEST_BYTES = 44 * 1024 * 1024 + 5  # the server's `request_bytes_max` by default, and gRPC's frame around it
 _EXPOSED = "grpc-status,grpc-message,grpc-status-details-bin,grpc-retry-pushback-ms,klein-request-id"
 _TYPES = "type.googleapis.com/envoy.extensions"
 _HTTP = f"{_TYPES}.filters.http"
@@ -100,7 +101,13 @@ def _host(origins: Sequence[str]) -> dict[str, Any]:
         "route": _route("owners") | {"hash_policy": [{"header": {"header_name": KEY_HEADER}}]},
     }
     other = {"match": {"prefix": "/"}, "route": _route("servers")}
-    return {"name": "klein", "domains": ["*"], "routes": [keyed, other], "typed_per_filter_config": {"cors": cors}}
+    return {
+        "name": "klein",
+        "domains": ["*"],
+        "routes": [keyed, other],
+        "request_body_buffer_limit": REQUEST_BYTES,  # kept to be sent again; what is longer is not tried again
+        "typed_per_filter_config": {"cors": cors},
+    }
 
 
 def _route(cluster: str) -> dict[str, Any]:
