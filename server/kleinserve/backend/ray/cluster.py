@@ -1,0 +1,132 @@
+"""The application as Ray runs it, and the command that has it run until a signal. Knows nothing of what a front serves."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import structlog
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from kleinserve import process
+from kleinserve.backend.ray.front import Front, MakeServer
+from kleinserve.backend.ray.replica import MakeBackend, Replica
+from kleinserve.backend.ray.router import Router
+from kleinserve.backend.ray.scaling import by_busy_seconds
+from kleinserve.config import Config
+from kleinserve.errors import BadConfig
+
+NAME = "klein"
+FRONT = "front"  # the resource of nodes that callers reach
+STREAMS_MAX = 100_000  # at a replica: each front bounds its own
+REPLICA_DRAIN_SECONDS = 900.0  # for its streams to end when it is to go; what lasts longer is made again elsewhere
+SPARE_SECONDS = 10.0  # for a front, beyond its notice and its grace
+ENVIRONMENT = {  # of fronts and replicas
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),  # else 4 MiB, and edits fail
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
+
+log = structlog.get_logger()
+
+
+def application(config: Config, make_server: MakeServer, make_backend: MakeBackend) -> serve.Application:
+    """Fronts over replicas. To be called where the cluster can be asked. Raises: BadConfig."""
+    fronts = config.fronts or max(1, round(ray.cluster_resources().get(FRONT, 0.0)))
+    if fronts > 1 and config.ledger.startswith("sqlite"):
+        raise BadConfig(f"{fronts} fronts need a ledger that they share, or none: --ledger")
+    replicas = serve.deployment(
+        Replica,
+        name="Replica",
+        ray_actor_options=_options(num_cpus=1, num_gpus=int(_is_on_gpu(config))),
+        max_ongoing_requests=STREAMS_MAX,
+        max_queued_requests=-1,
+        graceful_shutdown_timeout_s=REPLICA_DRAIN_SECONDS,
+        graceful_shutdown_wait_loop_s=0.5,
+        request_router_config=RequestRouterConfig(request_router_class=Router),
+        **_count(config),
+    )
+    front = serve.deployment(
+        Front,
+        name="Front",
+        ray_actor_options=_options(num_cpus=0, resources={FRONT: 1}),
+        num_replicas=fronts,
+        max_replicas_per_node=1,
+        graceful_shutdown_timeout_s=config.drain_notice_seconds + config.drain_grace_seconds + SPARE_SECONDS,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    return front.bind(config, make_server, replicas.bind(config, make_backend))
+
+
+def _options(**resources: Any) -> dict[str, Any]:
+    return {"runtime_env": {"env_vars": ENVIRONMENT}, **resources}
+
+
+def _is_on_gpu(config: Config) -> bool:
+    has_gpu = ray.cluster_resources().get("GPU", 0.0) > 0
+    return config.device.startswith("cuda") or (config.device == "auto" and has_gpu)
+
+
+def _count(config: Config) -> dict[str, Any]:
+    least, most = config.replica_bounds
+    if least == most:
+        return {"num_replicas": least}
+    policy = AutoscalingPolicy(policy_function=by_busy_seconds)
+    return {"autoscaling_config": AutoscalingConfig(min_replicas=least, max_replicas=most, policy=policy)}
+
+
+def run(config: Config, make_server: MakeServer, make_backend: MakeBackend, announce: Callable[[str], None]) -> int:
+    """Have the cluster serve until SIGTERM or SIGINT, then drain; a second signal exits at once.
+
+    Returns the exit code. Raises: BadConfig.
+    """
+    _connect(config)
+    serve.start(proxy_location="Disabled")
+    try:
+        handle = serve.run(application(config, make_server, make_backend), name=NAME, route_prefix=None)
+    except RuntimeError as error:
+        raise BadConfig(f"Ray could not start it: {_last_line(str(error))}") from error
+    for line in dict.fromkeys(line for lines in handle.broadcast("lines").results() for line in lines):
+        announce(line)
+    asyncio.run(_until_signal())
+    log.info("draining")
+    serve.delete(NAME, _blocking=False)
+    while NAME in serve.status().applications:
+        time.sleep(0.2)
+    if not config.ray_address:
+        serve.shutdown()
+    ray.shutdown()
+    return 0
+
+
+def _connect(config: Config) -> None:
+    """To the cluster at `ray_address`; without one start one on this machine, for this process alone.
+
+    Raises: BadConfig.
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": NAME}
+    if config.ray_address:
+        try:
+            ray.init(config.ray_address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise BadConfig(f"no Ray cluster at {config.ray_address}: {_last_line(str(error))}") from error
+        return
+    cpus = max(process.cores(), config.replica_bounds[1])
+    ray.init("local", num_cpus=cpus, resources={FRONT: 1}, include_dashboard=False, **quiet)
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+async def _until_signal() -> None:
+    """The first SIGTERM or SIGINT ends the waiting, the next the process."""
+    loop, has_come = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, has_come.set)
+    await has_come.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    process.end_on_signals()
