@@ -67,7 +67,8 @@ def _address(given: str) -> str:
 
 def _range(given: str) -> str:
     """MIN:MAX, or nothing."""
-    if given and not (re.fullmatch(r"[1-9]\d{0,4}:[1-9]\d{0,4}", given) and int(given.split(":")[0]) <= int(given.split(":")[1])):
+    bounds = re.fullmatch(r"([1-9]\d{0,4}):([1-9]\d{0,4})", given)
+    if given and not (bounds and int(bounds[1]) <= int(bounds[2])):
         raise ValueError("is not MIN:MAX, both at least 1")
     return given
 

@@ -1,4 +1,4 @@
-"""The application as Ray runs it, and the command that has it run until a signal. Knows nothing of what a front serves."""
+"""The application as Ray runs it, and the command that has it run until a signal."""
 
 import asyncio
 import signal
@@ -10,6 +10,7 @@ import ray
 import structlog
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from kleinserve import process
 from kleinserve.backend.ray.front import Front, MakeServer
@@ -27,6 +28,7 @@ SPARE_SECONDS = 10.0  # for a front, beyond its notice and its grace
 ENVIRONMENT = {  # of fronts and replicas
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),  # else 4 MiB, and edits fail
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1e9",  # else a call after a pause first asks how many are there
 }
 
 log = structlog.get_logger()
@@ -37,10 +39,9 @@ def application(config: Config, make_server: MakeServer, make_backend: MakeBacke
     fronts = config.fronts or max(1, round(ray.cluster_resources().get(FRONT, 0.0)))
     if fronts > 1 and config.ledger.startswith("sqlite"):
         raise BadConfig(f"{fronts} fronts need a ledger that they share, or none: --ledger")
-    replicas = serve.deployment(
+    replicas = _deployment(
         Replica,
-        name="Replica",
-        ray_actor_options=_options(num_cpus=1, num_gpus=int(_is_on_gpu(config))),
+        resources={"num_cpus": 1, "num_gpus": int(_is_on_gpu(config))},
         max_ongoing_requests=STREAMS_MAX,
         max_queued_requests=-1,
         graceful_shutdown_timeout_s=REPLICA_DRAIN_SECONDS,
@@ -48,10 +49,9 @@ def application(config: Config, make_server: MakeServer, make_backend: MakeBacke
         request_router_config=RequestRouterConfig(request_router_class=Router),
         **_count(config),
     )
-    front = serve.deployment(
+    front = _deployment(
         Front,
-        name="Front",
-        ray_actor_options=_options(num_cpus=0, resources={FRONT: 1}),
+        resources={"num_cpus": 0, "resources": {FRONT: 1}},
         num_replicas=fronts,
         max_replicas_per_node=1,
         graceful_shutdown_timeout_s=config.drain_notice_seconds + config.drain_grace_seconds + SPARE_SECONDS,
@@ -60,8 +60,10 @@ def application(config: Config, make_server: MakeServer, make_backend: MakeBacke
     return front.bind(config, make_server, replicas.bind(config, make_backend))
 
 
-def _options(**resources: Any) -> dict[str, Any]:
-    return {"runtime_env": {"env_vars": ENVIRONMENT}, **resources}
+def _deployment(of: type, *, resources: dict[str, Any], **options: Any) -> serve.Deployment:
+    actor = {"runtime_env": {"env_vars": ENVIRONMENT}, **resources}
+    quiet = LoggingConfig(enable_access_log=False)
+    return serve.deployment(of, name=of.__name__, ray_actor_options=actor, logging_config=quiet, **options)
 
 
 def _is_on_gpu(config: Config) -> bool:

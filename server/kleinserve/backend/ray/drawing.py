@@ -8,7 +8,7 @@ import structlog
 
 from kleinserve.backend.backend import Sink
 from kleinserve.backend.ray.board import BOARD
-from kleinserve.backend.ray.replica import Told
+from kleinserve.backend.ray.told import Told
 from kleinserve.core import (
     Admitted,
     BackendEvent,

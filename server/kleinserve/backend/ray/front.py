@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
+import structlog
 from ray.util import get_node_ip_address
 
 from kleinserve.backend.backend import Backend, Load, Sink, State
@@ -11,6 +12,8 @@ from kleinserve.backend.ray.board import BOARD
 from kleinserve.backend.ray.drawing import Drawing
 from kleinserve.config import Config
 from kleinserve.core import Admitted, ModelFacts, Priority, Request
+
+log = structlog.get_logger()
 
 
 class Server(Protocol):
@@ -36,6 +39,8 @@ class Front:
         facts = await handle.facts.remote()  # waits for the first replica
         self._server = await make(config, Remote(handle, facts))
         self._lines = await self._server.start()
+        for line in self._lines:
+            log.info(line)
 
     def lines(self) -> list[str]:
         return self._lines

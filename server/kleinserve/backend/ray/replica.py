@@ -1,35 +1,22 @@
 """A replica: an engine with its scheduler in a process of Ray's, and what it tells a front of each request."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
 
 import structlog
 from ray import serve
 
-from kleinserve.backend.backend import Backend, Load, State
+from kleinserve.backend.backend import Backend, State
 from kleinserve.backend.ray.scaling import BUSY_SECONDS
+from kleinserve.backend.ray.told import Box, Told
 from kleinserve.config import Config
-from kleinserve.core import Admitted, BackendEvent, Failed, Finished, ModelFacts, Preview, Priority
-from kleinserve.core import Progress, Queued, Request
+from kleinserve.core import Admitted, BackendEvent, ModelFacts, Priority, Request
 from kleinserve.errors import KleinError
 
 DRAIN_SECONDS = 1.0  # Ray has waited for all streams before
 
 log = structlog.get_logger()
 MakeBackend = Callable[[Config], Awaitable[Backend]]
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a replica tells of one request at once: first nothing (it is here), then Admitted or the error that refuses
-    it, then events, the last of them Finished or Failed. `load`: the replica's, now.
-    """
-
-    replica: str
-    load: Load
-    words: tuple[Admitted | KleinError | BackendEvent, ...] = ()
 
 
 class Replica:
@@ -53,7 +40,7 @@ class Replica:
 
     async def draw(self, request: Request, seconds_left: float | None) -> AsyncIterator[Told]:
         """Make the image; when the stream is closed before its end, the request is cancelled."""
-        box = _Box()
+        box = Box()
         try:
             yield self._told()
             try:
@@ -82,28 +69,3 @@ class Replica:
 
     async def __del__(self) -> None:
         await self._backend.drain(DRAIN_SECONDS)
-
-
-class _Box:
-    """What a front has not taken yet; of what it will not miss only the newest, so that one that hangs costs little."""
-
-    def __init__(self) -> None:
-        self._events: list[BackendEvent] = []
-        self._filled = asyncio.Event()
-        self.is_last = False
-
-    def put(self, event: BackendEvent) -> None:
-        if isinstance(event, Queued | Progress | Preview):
-            for old in [held for held in self._events if type(held) is type(event)]:
-                self._events.remove(old)
-                if isinstance(old, Preview) and isinstance(event, Preview):
-                    event = replace(event, skipped=event.skipped + old.skipped + 1)
-        self._events.append(event)
-        self._filled.set()
-
-    async def take(self) -> list[BackendEvent]:
-        await self._filled.wait()
-        self._filled.clear()
-        events, self._events = self._events, []
-        self.is_last = isinstance(events[-1], Finished | Failed)
-        return events

@@ -2,7 +2,7 @@
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from kleinserve.backend.ray.board import BOARD
+from kleinserve.backend.ray import board  # the module: Ray pickles this class by value, and BOARD would be a copy
 from kleinserve.core import Request
 
 
@@ -13,11 +13,14 @@ class Router(RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Replicas in order, those that are tried together in one list."""
-        about = pending_request.args[0] if pending_request is not None and pending_request.args else None
+        if pending_request is None:
+            return [candidate_replicas]
+        pending_request.routing_context.should_backoff = True  # else Ray asks again at once, and for ever
+        about = pending_request.args[0] if pending_request.args else None
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         if isinstance(about, Request):
-            return [[replicas[name]] for name in BOARD.choose(about, replicas)]
+            return [[replicas[name]] for name in board.BOARD.choose(about, replicas)]
         if isinstance(about, str):
-            holder = BOARD.holder(about)
+            holder = board.BOARD.holder(about)
             return [[replicas[holder]]] if holder in replicas else []
         return [candidate_replicas]
