@@ -6,7 +6,7 @@ from kleinserve.errors import Cancelled
 
 
 async def test_only_the_newest_waits() -> None:
-    """Of positions, progress and previews the newest stays, in place of any number; a preview counts those before it."""
+    """Of positions, progress and previews the newest stays, and a preview counts those before it."""
     box = Box()
     for step in range(1, 101):
         box.put(Queued(100 - step, 1.0))

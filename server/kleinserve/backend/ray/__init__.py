@@ -3,6 +3,12 @@
 import os
 import secrets
 
+ENVIRONMENT = {  # of fronts and replicas
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),  # else 4 MiB, and edits fail
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1e9",  # else a call after a pause first asks how many are there
+}
+
 
 def settle(address: str) -> None:
     """Set what Ray reads when it is loaded: to be called before it is. A cluster of our own has a secret of its own."""

@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from kleinserve import process
+from kleinserve.backend.ray import ENVIRONMENT
 from kleinserve.backend.ray.front import Front, MakeServer
 from kleinserve.backend.ray.replica import MakeBackend, Replica
 from kleinserve.backend.ray.router import Router
@@ -25,11 +26,6 @@ FRONT = "front"  # the resource of nodes that callers reach
 STREAMS_MAX = 100_000  # at a replica: each front bounds its own
 REPLICA_DRAIN_SECONDS = 900.0  # for its streams to end when it is to go; what lasts longer is made again elsewhere
 SPARE_SECONDS = 10.0  # for a front, beyond its notice and its grace
-ENVIRONMENT = {  # of fronts and replicas
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 1024 * 1024),  # else 4 MiB, and edits fail
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "1e9",  # else a call after a pause first asks how many are there
-}
 
 log = structlog.get_logger()
 
