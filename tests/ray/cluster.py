@@ -66,14 +66,13 @@ class Cluster:
             return bytes(response.read())
 
     def _status(self) -> dict[str, Any]:
-        found = json.loads(self._ask("GET"))["applications"].get("klein", {})
-        assert found.get("status") not in ("DEPLOY_FAILED", "UNHEALTHY"), found
-        return dict(found)
+        return dict(json.loads(self._ask("GET"))["applications"].get("klein", {}))
 
     def wait(self) -> None:
         """Until all that is wanted runs."""
         deadline = time.monotonic() + START_SECONDS
         while (status := self._status()).get("status") != "RUNNING":
+            assert status.get("status") != "DEPLOY_FAILED", status["message"]
             assert time.monotonic() < deadline, status
             time.sleep(0.3)
 
