@@ -83,9 +83,18 @@ async def _front(config: Config, backend: "Backend") -> "_Server":
 
 
 async def _replica(config: Config) -> "Backend":
-    """The backend of a process that Ray started to make images."""
+    """The backend of a process that Ray started to make images, and the engine's metrics where they have a port."""
+    from kleinserve.web.probes import Health, Probes
+
     _settle(config)
-    return _backend(config, Metrics())
+    metrics = Metrics()
+    backend = _backend(config, metrics)
+    if config.replica_metrics_port is not None:
+        metrics.built(__version__, backend.facts.name, backend.facts.device, backend.facts.dtype)
+        here = config.model_copy(update={"metrics_port": config.replica_metrics_port})
+        probes = Probes(here, metrics.exposition, lambda: Health("replica", True, True))
+        log.info(f"metrics on {config.address(probes.port)}")
+    return backend
 
 
 def _settle(config: Config) -> None:

@@ -114,6 +114,9 @@ class Config(BaseModel):
     backend: Literal["local", "ray"] = "local"
     ray_address: str = ""  # HOST:PORT of a Ray cluster's head, or auto; empty: a cluster of its own on this machine
     replicas: Annotated[str, AfterValidator(_range)] = ""  # MIN:MAX on Ray, scaled by their work; empty: 1:1
+    replica_metrics_port: PortNumber | None = (
+        None  # on Ray, of each replica's machine: /metrics of the engine; absent: off
+    )
     fronts: CountOrNone = 0  # on Ray; 0: as many as nodes have the resource `front`, at least 1
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
@@ -194,7 +197,7 @@ class Config(BaseModel):
                 f"host {quoted(self.host)} can be reached by others: it needs --callers and --tls-certificate with "
                 "--tls-key, or --insecure behind a mesh that does both"
             )
-        beyond = sorted(self.model_fields_set & {"ray_address", "replicas", "fronts"})
+        beyond = sorted(self.model_fields_set & {"ray_address", "replicas", "replica_metrics_port", "fronts"})
         if self.backend != "ray" and beyond:
             raise ValueError(f"{beyond[0]} needs --backend ray")
         if self.backend == "ray" and (self.owner or self.advertise):

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ NAME = "klein"
 FRONT = "front"  # the resource of nodes that callers reach
 STREAMS_MAX = 100_000  # at a replica: each front bounds its own
 REPLICA_DRAIN_SECONDS = 900.0  # for its streams to end when it is to go; what lasts longer is made again elsewhere
+CONNECT_SECONDS = 10.0
 SPARE_SECONDS = 10.0  # for a front, beyond its notice and its grace
 
 log = structlog.get_logger()
@@ -81,22 +83,39 @@ def run(config: Config, make_server: MakeServer, make_backend: MakeBackend, anno
     Returns the exit code. Raises: BadConfig.
     """
     _connect(config)
-    serve.start(proxy_location="Disabled")
+    try:
+        serve.start(proxy_location="Disabled")
+        for line in _deploy(config, make_server, make_backend):
+            announce(line)
+        asyncio.run(_until_signal())
+        log.info("draining")
+        _delete()
+    finally:
+        if not config.ray_address:
+            serve.shutdown()
+        ray.shutdown()
+    return 0
+
+
+def _deploy(config: Config, make_server: MakeServer, make_backend: MakeBackend) -> list[str]:
+    """Have it run; returns the lines that tell where. Raises: BadConfig; then nothing of it is left."""
+    if NAME in serve.status().applications:
+        raise BadConfig(f"{NAME} is served by this cluster already: `serve deploy` updates it")
     try:
         handle = serve.run(application(config, make_server, make_backend), name=NAME, route_prefix=None)
     except RuntimeError as error:
-        raise BadConfig(f"Ray could not start it: {_last_line(str(error))}") from error
-    for line in dict.fromkeys(line for lines in handle.broadcast("lines").results() for line in lines):
-        announce(line)
-    asyncio.run(_until_signal())
-    log.info("draining")
+        status = serve.status().applications[NAME]
+        why = [deployment.message for deployment in status.deployments.values() if deployment.status != "HEALTHY"]
+        _delete()
+        raise BadConfig(f"Ray could not start it: {_last_line(max(why, key=len, default=str(error)))}") from error
+    return list(dict.fromkeys(line for lines in handle.broadcast("lines").results() for line in lines))
+
+
+def _delete() -> None:
+    """Have it drained; returns when all of it has ended."""
     serve.delete(NAME, _blocking=False)
     while NAME in serve.status().applications:
         time.sleep(0.2)
-    if not config.ray_address:
-        serve.shutdown()
-    ray.shutdown()
-    return 0
 
 
 def _connect(config: Config) -> None:
@@ -107,8 +126,11 @@ def _connect(config: Config) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "namespace": NAME}
     if config.ray_address:
         try:
+            host, _, port = config.ray_address.rpartition(":")
+            if port.isdigit():  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
             ray.init(config.ray_address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise BadConfig(f"no Ray cluster at {config.ray_address}: {_last_line(str(error))}") from error
         return
     cpus = max(process.cores(), config.replica_bounds[1])
