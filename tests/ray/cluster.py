@@ -20,7 +20,7 @@ from tests.replicas.cluster import free_port
 
 START_SECONDS = 240.0
 CPUS = 4  # of each node, by name only: a replica takes one
-PORTS = {"port": 0, "metrics_port": 0}
+PORTS = {"port": 0, "metrics_port": 0, "replica_metrics_port": 0}
 SETTINGS = PORTS | {"replicas": "2:2", "fronts": 2, "threads": 1, "ledger": "none", "max_steps": 5000}
 
 
@@ -96,8 +96,18 @@ class Cluster:
 
     def target(self, front: Actor) -> str:
         """Where a front serves, by its own log."""
-        found = re.search(r"serving on (\S+), metrics on", self.log(front))
-        assert found is not None, self.log(front)
+        return self._logged(front, r"serving on (\S+), metrics on")
+
+    def metrics(self, actor: Actor) -> str:
+        """The page of a front or a replica."""
+        address = self._logged(actor, r"metrics on ([^\s\"]+)")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{address}/metrics", timeout=10) as response:
+            return str(response.read().decode())
+
+    def _logged(self, actor: Actor, pattern: str) -> str:
+        found = re.search(pattern, self.log(actor))
+        assert found is not None, self.log(actor)
         return found[1]
 
     def targets(self) -> list[str]:

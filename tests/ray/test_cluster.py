@@ -2,6 +2,7 @@
 (backend/ray/{cluster,front,replica,router}.py).
 """
 
+import re
 from pathlib import Path
 
 import grpc
@@ -36,6 +37,15 @@ def test_no_torch_in_a_front(whole: Cluster) -> None:
     for deployment, has_torch in (("Front", False), ("Replica", True)):
         for actor in whole.actors(deployment):
             assert ("libtorch" in Path(f"/proc/{actor.pid}/maps").read_text()) == has_torch
+
+
+def test_metrics(whole: Cluster) -> None:
+    """A front counts requests, a replica what its engine does."""
+    fronts = [whole.metrics(front) for front in whole.actors("Front")]
+    replicas = [whole.metrics(replica) for replica in whole.actors("Replica")]
+    assert any('klein_requests_total{code="OK"' in page for page in fronts)
+    assert any(re.search(r'klein_stage_seconds_count\{stage="step"\} [1-9]', page) for page in replicas)
+    assert all("klein_build_info{" in page for page in replicas)
 
 
 async def test_refusals_arrive(whole: Cluster) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from kleinserve.backend.ray import drawing as module
 from kleinserve.backend.ray.drawing import Drawing
 from kleinserve.core import (
     AlphaMethod,
@@ -74,6 +75,14 @@ async def test_lost_while_it_waits() -> None:
     """A request that had not begun is told its new position."""
     told = await drawn(Handle([ADMITTED, Queued(3, 1.0), DIED], [ADMITTED, Queued(0, 1.0), Started(0.1), FINISHED]))
     assert told == [Queued(3, 1.0), Queued(0, 1.0), Started(0.1), FINISHED]
+
+
+async def test_a_replica_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that says nothing for long counts as lost, and should it come back it is told to stop."""
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+    handle = Handle([ADMITTED, progress(1)], [ADMITTED, progress(1), progress(2), FINISHED])
+    assert await drawn(handle) == [progress(1), progress(2), FINISHED]
+    assert handle.streams[0].is_cancelled.is_set()
 
 
 @pytest.mark.parametrize("lost", [DIED, Draining()])

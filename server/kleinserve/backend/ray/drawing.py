@@ -25,7 +25,8 @@ from kleinserve.core import (
 from kleinserve.errors import Cancelled, Draining, KleinError, NotReady
 
 ANSWER_SECONDS = 5.0  # for a replica to say that it is there; without one Ray's call would wait for ever
-SILENCE_SECONDS = 10.0  # then a caller is told again how far it is
+RETELL_SECONDS = 10.0  # of silence, then a caller is told again how far it is
+SILENT_SECONDS = 30.0  # a replica tells of each request more often: one that does not hangs, or its machine is gone
 
 log = structlog.get_logger()
 
@@ -124,7 +125,8 @@ class Drawing:
 
     async def _next(self) -> Told:
         try:
-            told: Told = await anext(self._stream)
+            async with asyncio.timeout(SILENT_SECONDS):
+                told: Told = await anext(self._stream)
         except Exception as error:  # of a dead actor, of a broken stream, or its end before the last word
             raise _Lost from error
         BOARD.hear(self._request.request_id, told.replica, told.load)
@@ -133,6 +135,7 @@ class Drawing:
     async def _again(self) -> Admitted:
         """Have another replica make it, once."""
         request_id = self._request.request_id
+        self._stream.cancel()  # it may only hang
         BOARD.lose(request_id)
         if self._is_cancelled:
             raise Cancelled("cancelled")
@@ -151,7 +154,7 @@ class Drawing:
         if isinstance(word, Failed) and isinstance(word.error, Draining) and not self._is_second:
             raise _Lost
         if self._is_known(word):
-            if isinstance(word, Progress) and self._loop.time() - self._spoke >= SILENCE_SECONDS:
+            if isinstance(word, Progress) and self._loop.time() - self._spoke >= RETELL_SECONDS:
                 self._say(replace(word, step=self._known[Progress]))
             return
         if isinstance(word, Progress | Preview):
