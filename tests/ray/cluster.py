@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -76,6 +77,12 @@ class Cluster:
             assert time.monotonic() < deadline, status
             time.sleep(0.3)
 
+    def lose_head(self, seconds: float) -> None:
+        """Kill the head's GCS, and start it again after so long."""
+        self._nodes.head_node.kill_gcs_server()
+        time.sleep(seconds)
+        self._nodes.head_node.start_gcs_server()
+
     def actors(self, deployment: str) -> list[Actor]:
         """The processes of `Front` or `Replica` that run."""
         replicas = self._status()["deployments"][deployment]["replicas"]
@@ -116,15 +123,17 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A cluster with nothing deployed; ended by its processes' ids."""
+    """A cluster with nothing deployed, whose GCS keeps its state in a folder; ended by its processes' ids."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    with warnings.catch_warnings():
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
         from ray.cluster_utils import Cluster as Nodes
 
         dashboard = free_port()
         node: dict[str, Any] = {"num_cpus": CPUS, "resources": {"front": 1}}
-        head = node | {"node_ip_address": "127.0.0.2", "include_dashboard": True, "dashboard_port": dashboard}
+        head = node | {"node_ip_address": "127.0.0.2", "gcs_server_port": free_port()}
+        head |= {"include_dashboard": True, "dashboard_port": dashboard}
         nodes = Nodes(initialize_head=True, head_node_args=head)
         try:
             nodes.add_node(node_ip_address="127.0.0.3", **node)

@@ -80,8 +80,8 @@ async def test_a_replica_is_killed(whole: Cluster) -> None:
     tally, again = await trials.replica_killed(whole, 30)
     assert (tally.failed, len(tally.statuses)) == ([], 30)
     assert again > 0
-    assert tally.repeated == 0
-    assert [len(images) for images in tally.images.values()] == [1] * 5
+    assert tally.repeated == []
+    assert tally.difference <= trials.DIFFERENCE_MAX
 
 
 async def test_replicas_are_replaced(whole: Cluster) -> None:

@@ -1,7 +1,7 @@
 """What is done to a cluster under load. The tests do it with few requests, `python -m tests.ray` with many."""
 
 import asyncio
-import hashlib
+import io
 import itertools
 import statistics
 import time
@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import grpc
+import numpy as np
 import psutil
 from klein.v1 import image_pb2, image_pb2_grpc
 from kleinclient import Client
 from kleinserve.backend.ray import ENVIRONMENT
+from PIL import Image
 
 from tests.e2e.calls import NARROW, generate, opened, until
 from tests.ray.cluster import SETTINGS, START_SECONDS, Actor, Cluster
@@ -21,6 +23,7 @@ from tests.ray.cluster import SETTINGS, START_SECONDS, Actor, Cluster
 Stub = image_pb2_grpc.ImageServiceStub
 AT_ONCE = 10
 IDLE_SHARE = 0.2  # of a core: less, and a replica draws nothing
+DIFFERENCE_MAX = 2
 RESUMED = "another one draws"
 ANOTHER = {"num_cpus": 0.5, "runtime_env": {"env_vars": ENVIRONMENT}}  # what a replica needs: Ray makes new ones
 LATENT = image_pb2.PreviewOptions(format=image_pb2.PREVIEW_FORMAT_LATENT)
@@ -32,8 +35,14 @@ class Tally:
     """Streams that ended, by status; what they gave, by seed."""
 
     statuses: list[str] = field(default_factory=list)
-    images: dict[int, set[str]] = field(default_factory=dict)
-    repeated: int = 0  # events that told a caller what it knew
+    images: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    repeated: list[str] = field(default_factory=list)  # what told a caller what it knew
+
+    @property
+    def difference(self) -> int:
+        """The largest between images of the same seed, of 255: company in a step may change the last bit."""
+        each = (np.abs(image - images[0]).max() for images in self.images.values() for image in images)
+        return int(max(each, default=0))
 
     @property
     def failed(self) -> list[str]:
@@ -42,21 +51,23 @@ class Tally:
 
 async def _stream(channel: grpc.aio.Channel, seed: int, steps: int, tally: Tally, begun: Callable[[], None]) -> None:
     """One request, without a second try."""
-    file, told = hashlib.sha256(), {"progress": 0, "preview": 0}
+    file, told = b"", {"progress": 0, "preview": 0}
     try:
         async for event in Stub(channel).Generate(generate(seed=seed, steps=steps)):
             kind = event.WhichOneof("event")
             if kind in told:
                 step = getattr(event, kind).step
-                tally.repeated += step <= told[kind]
+                if step < told[kind] + (kind == "preview"):  # the same progress is told again after 10 s
+                    tally.repeated.append(f"{kind} {step} after {told[kind]}")
                 told[kind] = step
                 begun()
-            file.update(event.image_chunk.data)
+            file += event.image_chunk.data
     except grpc.aio.AioRpcError as error:
         tally.statuses.append(f"{error.code().name}: {error.details()}")
     else:
         tally.statuses.append("OK")
-        tally.images.setdefault(seed, set()).add(file.hexdigest())
+        with Image.open(io.BytesIO(file)) as picture:
+            tally.images.setdefault(seed, []).append(np.asarray(picture.convert("RGBA")).astype(int))
 
 
 class Load:
@@ -146,6 +157,33 @@ async def rolled(cluster: Cluster, count: int, steps: int = 4) -> tuple[Tally, f
     seconds = time.monotonic() - began
     is_over.set()
     return await running, seconds
+
+
+async def head_lost(cluster: Cluster, seconds: float) -> Tally:
+    """The head's GCS is away for so long under load; returns what became of the requests, before, while and after."""
+    is_over = asyncio.Event()
+    load = Load(cluster.targets(), steps=4)
+    running = asyncio.create_task(load.run(lambda number: is_over.is_set()))
+    await load.has_begun.wait()
+    await asyncio.to_thread(cluster.lose_head, seconds)
+    await asyncio.to_thread(cluster.until_gone, "Replica", set(), 2)  # Ray's controller answers again
+    is_over.set()
+    return await running
+
+
+async def scaled(cluster: Cluster) -> float:
+    """Load brings a second replica; returns after how many seconds."""
+    cluster.deploy(SETTINGS | {"replicas": "1:2"})
+    await asyncio.to_thread(cluster.until_gone, "Replica", {actor.name for actor in cluster.actors("Replica")}, 1)
+    await asyncio.to_thread(cluster.wait)
+    is_over, began = asyncio.Event(), time.monotonic()
+    load = Load(cluster.targets(), steps=40)
+    running = asyncio.create_task(load.run(lambda number: is_over.is_set()))
+    await load.has_begun.wait()
+    await asyncio.to_thread(cluster.until_gone, "Replica", set(), 2)
+    is_over.set()
+    assert (await running).failed == []
+    return time.monotonic() - began
 
 
 async def front_killed(cluster: Cluster, callers: int) -> tuple[Tally, Tally, int]:
