@@ -160,6 +160,7 @@ def test_why_it_does_not_start(raised: str, code: int, line: str) -> None:
         (["--ray-address", "auto"], "ray_address needs --backend ray"),
         (["--replicas", "1:2"], "replicas needs --backend ray"),
         (["--backend", "ray", "--replicas", "3:2"], "setting replicas: is not MIN:MAX"),
+        (["--backend", "ray", "--device", "cuda:1"], "Ray chooses"),
         (["--backend", "ray", "--replicas", "0:2"], "setting replicas: is not MIN:MAX"),
     ],
 )

@@ -114,9 +114,7 @@ class Config(BaseModel):
     backend: Literal["local", "ray"] = "local"
     ray_address: str = ""  # HOST:PORT of a Ray cluster's head, or auto; empty: a cluster of its own on this machine
     replicas: Annotated[str, AfterValidator(_range)] = ""  # MIN:MAX on Ray, scaled by their work; empty: 1:1
-    replica_metrics_port: PortNumber | None = (
-        None  # on Ray, of each replica's machine: /metrics of the engine; absent: off
-    )
+    replica_metrics_port: PortNumber | None = None  # on Ray, of each replica's machine: the engine's; absent: off
     fronts: CountOrNone = 0  # on Ray; 0: as many as nodes have the resource `front`, at least 1
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
@@ -202,6 +200,8 @@ class Config(BaseModel):
             raise ValueError(f"{beyond[0]} needs --backend ray")
         if self.backend == "ray" and (self.owner or self.advertise):
             raise ValueError("owner and advertise are one server's: with --backend ray each front has its own")
+        if self.backend == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(f"device {quoted(self.device)}: with --backend ray Ray chooses, say cuda")
         if self.ledger not in ("sqlite", "none") and "://" not in self.ledger:
             raise ValueError(f"ledger {quoted(masked(self.ledger))} is neither sqlite nor none nor a URL (--ledger)")
         return self

@@ -49,11 +49,11 @@ async def run(made: Cluster, pairs: int = 40) -> None:
     told = f"{len(broken.failed)} of its {len(broken.statuses)} streams broke, {len(other.failed)} of the other's"
     say(f"a front killed: {told}; kleinclient had {images} of 8 images", is_good=not other.failed and images == 8)
 
+    say(f"a second replica {await trials.scaled(made):.0f} s after the load began", is_good=True)
+
     tally = await trials.head_lost(made, 15.0)
     told = f"{tally.statuses.count('OK')} of {len(tally.statuses)} OK"
     say(f"the head's GCS away for 15 s: {told}", is_good=not tally.failed)
-
-    say(f"a second replica {await trials.scaled(made):.0f} s after the load began", is_good=True)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ class Cluster:
 
     def actors(self, deployment: str) -> list[Actor]:
         """The processes of `Front` or `Replica` that run."""
-        replicas = self._status()["deployments"][deployment]["replicas"]
-        running = [replica for replica in replicas if replica["state"] == "RUNNING"]
+        found = self._status().get("deployments", {}).get(deployment, {"replicas": []})
+        running = [replica for replica in found["replicas"] if replica["state"] == "RUNNING"]
         return [Actor(replica["replica_id"], replica["pid"], replica["worker_id"]) for replica in running]
 
     def until_gone(self, deployment: str, names: set[str], count: int) -> None:

@@ -1,6 +1,7 @@
 """`kleinserve serve --backend ray` (backend/ray/cluster.py)."""
 
 import asyncio
+import os
 import subprocess
 import sys
 
@@ -47,6 +48,14 @@ def test_what_cannot_be(deployed: Cluster, ledger: str, line: str) -> None:
     assert done.returncode == 2
     assert line in done.stderr.splitlines()[-1]
     assert len(deployed.actors("Replica")) == 2
+
+
+def test_no_place_for_fronts() -> None:
+    """More fronts than nodes that may have one is one line and code 2: Ray would wait for ever."""
+    environment = os.environ | {"KLEINSERVE_FRONTS": "2"}
+    done = subprocess.run(SERVE, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2
+    assert "2 fronts need as many nodes with the resource `front`: 1" in done.stderr.splitlines()[-1]
 
 
 def test_no_such_model() -> None:

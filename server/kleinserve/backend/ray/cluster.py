@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 def application(config: Config, make_server: MakeServer, make_backend: MakeBackend) -> serve.Application:
     """Fronts over replicas. To be called where the cluster can be asked. Raises: BadConfig."""
-    fronts = config.fronts or max(1, round(ray.cluster_resources().get(FRONT, 0.0)))
+    fronts = config.fronts or max(1, _places())
     if fronts > 1 and config.ledger.startswith("sqlite"):
         raise BadConfig(f"{fronts} fronts need a ledger that they share, or none: --ledger")
     replicas = _deployment(
@@ -56,6 +56,11 @@ def application(config: Config, make_server: MakeServer, make_backend: MakeBacke
         graceful_shutdown_wait_loop_s=0.1,
     )
     return front.bind(config, make_server, replicas.bind(config, make_backend))
+
+
+def _places() -> int:
+    """The nodes that may have a front."""
+    return round(ray.cluster_resources().get(FRONT, 0.0))
 
 
 def _deployment(of: type, *, resources: dict[str, Any], **options: Any) -> serve.Deployment:
@@ -101,6 +106,8 @@ def _deploy(config: Config, make_server: MakeServer, make_backend: MakeBackend) 
     """Have it run; returns the lines that tell where. Raises: BadConfig; then nothing of it is left."""
     if NAME in serve.status().applications:
         raise BadConfig(f"{NAME} is served by this cluster already: `serve deploy` updates it")
+    if _places() < max(1, config.fronts):  # Ray would wait for nodes to come
+        raise BadConfig(f"{max(1, config.fronts)} fronts need as many nodes with the resource `{FRONT}`: {_places()}")
     try:
         handle = serve.run(application(config, make_server, make_backend), name=NAME, route_prefix=None)
     except RuntimeError as error:
