@@ -1,6 +1,4 @@
-"""Requests through fronts and replicas, and what becomes of them when these are cancelled, killed or replaced
-(backend/ray/{cluster,front,replica,router}.py).
-"""
+"""Requests through fronts and replicas that are killed and replaced (backend/ray/{front,replica,router}.py)."""
 
 import re
 from pathlib import Path

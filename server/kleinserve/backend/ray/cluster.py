@@ -60,7 +60,7 @@ def application(config: Config, make_server: MakeServer, make_backend: MakeBacke
 
 def _places() -> int:
     """The nodes that may have a front."""
-    return round(ray.cluster_resources().get(FRONT, 0.0))
+    return int(ray.cluster_resources().get(FRONT, 0.0))
 
 
 def _deployment(of: type, *, resources: dict[str, Any], **options: Any) -> serve.Deployment:
