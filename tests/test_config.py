@@ -181,3 +181,10 @@ def test_frozen() -> None:
     """Nothing changes a setting once it is read."""
     with pytest.raises(ValueError, match="frozen"):
         Config().port = 1
+
+
+def test_fronts_share_a_ledger() -> None:
+    """Several fronts on Ray with SQLite, which one server alone can hold, are refused."""
+    with pytest.raises(BadConfig, match="2 fronts need a ledger that they share"):
+        load({"backend": "ray", "fronts": 2, "ledger": "sqlite"})
+    assert load({"backend": "ray", "fronts": 2, "ledger": "none"}).fronts == 2

@@ -202,6 +202,8 @@ class Config(BaseModel):
             raise ValueError("owner and advertise are one server's: with --backend ray each front has its own")
         if self.backend == "ray" and self.device.startswith("cuda:"):
             raise ValueError(f"device {quoted(self.device)}: with --backend ray Ray chooses, say cuda")
+        if self.fronts > 1 and self.ledger.startswith("sqlite"):
+            raise ValueError(f"{self.fronts} fronts need a ledger that they share, or none (--ledger)")
         if self.ledger not in ("sqlite", "none") and "://" not in self.ledger:
             raise ValueError(f"ledger {quoted(masked(self.ledger))} is neither sqlite nor none nor a URL (--ledger)")
         return self

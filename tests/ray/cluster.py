@@ -45,8 +45,9 @@ class Actor:
 class Cluster:
     """Two nodes. `url`: of the dashboard, whose REST interface deploys; `address`: of the head, for a driver."""
 
-    def __init__(self, nodes: Any, dashboard: int):
+    def __init__(self, nodes: Any, dashboard: int, folder: str):
         self._nodes, self._url = nodes, f"http://127.0.0.1:{dashboard}/api/serve/applications/"
+        self._folder = folder
         self.address: str = nodes.address
         self._logs = Path(nodes.head_node.get_logs_dir_path())
 
@@ -81,7 +82,8 @@ class Cluster:
         """Kill the head's GCS, and start it again after so long."""
         self._nodes.head_node.kill_gcs_server()
         time.sleep(seconds)
-        self._nodes.head_node.start_gcs_server()
+        with _kept_in(self._folder):
+            self._nodes.head_node.start_gcs_server()
 
     def actors(self, deployment: str) -> list[Actor]:
         """The processes of `Front` or `Replica` that run."""
@@ -122,21 +124,33 @@ class Cluster:
 
 
 @contextmanager
+def _kept_in(folder: str) -> Iterator[None]:
+    """Where a GCS that is started within keeps its state: no other one may have the same."""
+    named = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
+    os.environ |= named
+    try:
+        yield
+    finally:
+        for name in named:
+            del os.environ[name]
+
+
+@contextmanager
 def cluster() -> Iterator[Cluster]:
     """A cluster with nothing deployed, whose GCS keeps its state in a folder; ended by its processes' ids."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.environ |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": folder}
         from ray.cluster_utils import Cluster as Nodes
 
         dashboard = free_port()
         node: dict[str, Any] = {"num_cpus": CPUS, "resources": {"front": 1}}
         head = node | {"node_ip_address": "127.0.0.2", "gcs_server_port": free_port()}
         head |= {"include_dashboard": True, "dashboard_port": dashboard}
-        nodes = Nodes(initialize_head=True, head_node_args=head)
+        with _kept_in(folder):
+            nodes = Nodes(initialize_head=True, head_node_args=head)
         try:
             nodes.add_node(node_ip_address="127.0.0.3", **node)
-            yield Cluster(nodes, dashboard)
+            yield Cluster(nodes, dashboard, folder)
         finally:
             nodes.shutdown()
