@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: playground help setup demo demo-cluster test test-cluster check fix serve proto crash agreement interop bench bench-full bench-gpu overload flood soak ledger mini clean
+.PHONY: playground help setup demo demo-cluster test test-ray test-ray-full test-cluster check fix serve proto crash agreement interop bench bench-full bench-gpu overload flood soak ledger mini clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,6 +18,16 @@ setup: .venv/.installed ## create .venv and install everything, pinned by constr
 
 test: check ## run every check and test (what CI runs)
 	$(BIN)/python -m pytest
+
+test-ray: .venv/.ray ## fronts and replicas on real Ray: cancels, kills, rolling updates (a quarter of an hour)
+	$(BIN)/python -m pytest tests/ray
+
+test-ray-full: .venv/.ray ## the same with hundreds of requests, latency beside a local server and memory, as a report
+	$(BIN)/python -m tests.ray
+
+.venv/.ray: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	@touch $@
 
 check: setup ## lint, types, import layers, proto checks
 	$(BIN)/ruff check .

@@ -196,3 +196,10 @@ def test_frozen() -> None:
 def test_advertise(given: str, kept: str) -> None:
     """It is what gRPC can dial, also where $(POD_IP):50051 is an address of version 6."""
     assert Config(advertise=given).advertise == kept
+
+
+def test_fronts_share_a_ledger() -> None:
+    """Several fronts on Ray with SQLite, which one server alone can hold, are refused."""
+    with pytest.raises(BadConfig, match="2 fronts need a ledger that they share"):
+        load({"backend": "ray", "fronts": 2, "ledger": "sqlite"})
+    assert load({"backend": "ray", "fronts": 2, "ledger": "none"}).fronts == 2

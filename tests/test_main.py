@@ -184,6 +184,11 @@ def test_why_it_does_not_start(raised: str, code: int, line: str) -> None:
         (["--host", "0.0.0.0"], "--insecure"),
         (["--config", "/nonexistent"], "cannot read /nonexistent"),
         (["--ledger", "slite"], "--ledger"),
+        (["--ray-address", "auto"], "ray_address needs --backend ray"),
+        (["--replicas", "1:2"], "replicas needs --backend ray"),
+        (["--backend", "ray", "--replicas", "3:2"], "setting replicas: is not MIN:MAX"),
+        (["--backend", "ray", "--device", "cuda:1"], "Ray chooses"),
+        (["--backend", "ray", "--replicas", "0:2"], "setting replicas: is not MIN:MAX"),
     ],
 )
 def test_bad_settings(arguments: list[str], line: str) -> None:
@@ -219,14 +224,21 @@ def test_plain_install(arguments: list[str]) -> None:
     assert done.stderr == "kleinserve: pydantic is not installed: pip install 'klein-serve[server]'\n"
 
 
+def test_without_ray() -> None:
+    """`--backend ray` where Ray is not installed is one line that names the extra, and code 2."""
+    program = "import sys; sys.modules['ray'] = None; from kleinserve.__main__ import main; main()"
+    words = [sys.executable, "-c", program, "serve", "--backend", "ray", "--ledger", "none"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "kleinserve: ray is not installed: pip install 'klein-serve[ray]'\n"
+
+
 def test_extras_exist() -> None:
     """Each extra that a command may name is in pyproject.toml."""
     import tomllib
 
     file = Path(__file__).parents[1] / "pyproject.toml"
-    assert {"server", *EXTRAS.values()} - {"ray"} <= set(
-        tomllib.loads(file.read_text())["project"]["optional-dependencies"]
-    )
+    assert {"server", *EXTRAS.values()} <= set(tomllib.loads(file.read_text())["project"]["optional-dependencies"])
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve", "--prot", "1"], ["usage"], ["usage", "prune"], ["envoy-config"]])

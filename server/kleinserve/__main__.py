@@ -103,6 +103,8 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument("--compile", help="auto (on CUDA), on or off")
     serve.add_argument("--quantize", help="none or fp8 (CUDA, needs torchao)")
     serve.add_argument("--backend", help="local (default) or ray")
+    serve.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster (else one of its own on this machine)")
+    serve.add_argument("--replicas", metavar="MIN:MAX", help="on Ray (1:1)")
     serve.add_argument("--callers", metavar="FILE", help="TOML: who may call; without it everyone may")
     serve.add_argument("--tls-certificate", metavar="FILE", help="PEM, with its chain")
     serve.add_argument("--tls-key", metavar="FILE", help="PEM")
@@ -132,17 +134,8 @@ def _config(arguments: "argparse.Namespace") -> "Config":
 
 def _serve(arguments: "argparse.Namespace") -> int:
     config = _config(arguments)
-    process.limit_arenas(config.malloc_arenas)
-    process.keep_freed()
+    process.tune(config.malloc_arenas)
     home = process.settle_home()
-    for name, value in (
-        ("TOKENIZERS_PARALLELISM", "false"),
-        ("DIFFUSERS_VERBOSITY", "error"),  # it imports torchao where that is installed, which tells of its kernels
-        ("GRPC_VERBOSITY", "NONE"),  # gRPC's C core writes to file 2 itself, which may block
-    ):
-        os.environ.setdefault(name, value)
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name. Steps differ in size: whole blocks would not fit
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import structlog
 
     from kleinserve.errors import BadConfig, UnusableCheckpoint

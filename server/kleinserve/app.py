@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from kleinserve import __version__
+from kleinserve import __version__, process
 from kleinserve.codec.intake import Intake
-from kleinserve.config import Config
+from kleinserve.config import Config, load
 from kleinserve.metrics import COMPILE_STATES, Metrics
 
 if TYPE_CHECKING:  # what loads torch or grpc is loaded after the intake's workers have started
@@ -39,6 +39,13 @@ def run(config: Config, logs: "Logs") -> int:
 
     Returns the exit code. Raises: BadConfig, UnusableCheckpoint.
     """
+    if config.backend == "ray":
+        from kleinserve.backend import ray
+
+        ray.settle(config.ray_address)
+        from kleinserve.backend.ray import cluster
+
+        return cluster.run(config, _front, _replica, logs.announce)
     metrics = Metrics()
     metrics.log_dropped.count = lambda: logs.dropped
     intake = Intake(config, metrics.intake)
@@ -50,16 +57,63 @@ def run(config: Config, logs: "Logs") -> int:
 
 
 async def _serve(config: Config, logs: "Logs", metrics: Metrics, intake: Intake) -> int:
+    server = await _server(config, metrics, intake, _backend)
+    lines = await server.start()
+    server.stop_on_signals()
+    for line in lines:
+        logs.announce(line)
+    await server.stopping.wait()
+    return await server.stop()
+
+
+def application(args: dict[str, Any]) -> Any:
+    """What a RayService and `serve deploy` run: `args` are settings, beside those of the head's environment."""
+    from kleinserve.backend.ray import cluster
+
+    return cluster.application(load({"backend": "ray", **args}, is_elsewhere=True), _front, _replica)
+
+
+async def _front(config: Config, backend: "Backend") -> "_Server":
+    """The server of a process that Ray started, whose images are made elsewhere."""
+    _settle(config)
+    metrics = Metrics()
+    intake = Intake(config, metrics.intake)
+    intake.start()
+    return await _server(config, metrics, intake, lambda config, metrics: backend)
+
+
+async def _replica(config: Config) -> "Backend":
+    """The backend of a process that Ray started to make images, and the engine's metrics where they have a port."""
+    from kleinserve.web.probes import Health, Probes
+
+    _settle(config)
+    metrics = Metrics()
+    backend = _backend(config, metrics)
+    if config.replica_metrics_port is not None:
+        metrics.built(__version__, backend.facts.name, backend.facts.device, backend.facts.dtype)
+        here = config.model_copy(update={"metrics_port": config.replica_metrics_port})
+        probes = Probes(here, metrics.exposition, lambda: Health("replica", True, True))
+        log.info(f"metrics on {config.address(probes.port)}")
+    return backend
+
+
+def _settle(config: Config) -> None:
+    """What `kleinserve serve` does first, in a process that Ray started."""
+    from kleinserve.logs import configure
+
+    process.tune(config.malloc_arenas)
+    process.settle_home()
+    configure(config)
+
+
+async def _server(
+    config: Config, metrics: Metrics, intake: Intake, make: "Callable[[Config, Metrics], Backend]"
+) -> "_Server":
+    """A server with its ledger and its keys; its backend is made after them. Raises: what these raise."""
     identity, changed = _Identity(config, metrics), asyncio.Event()
     ledger = _ledger(config, metrics, partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set))
     keys = await _keys(config, ledger)
-    server = _Server(config, metrics, intake, identity, ledger, keys, _backend(config, metrics))
-    telling = asyncio.create_task(server.tell_health(changed))
-    await server.start(logs.announce)
-    await server.stopping.wait()
-    code = await server.stop()
-    telling.cancel()
-    return code
+    return _Server(config, metrics, intake, identity, ledger, keys, make(config, metrics), changed)
 
 
 class _Server:
@@ -74,6 +128,7 @@ class _Server:
         ledger: "Ledger",
         keys: "Keys",
         backend: "Backend",
+        ledger_changed: asyncio.Event,
     ):
         from kleinserve.desk.books import Books
         from kleinserve.desk.desk import Desk
@@ -112,6 +167,7 @@ class _Server:
         debug = Debug(loop, self._desk.shown, self._desk.cancel_request, identity.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
+        self._telling = asyncio.create_task(self._tell_health(ledger_changed))
 
     def _health(self) -> "Health":
         """What the probes say, from the signal to drain on not ready."""
@@ -125,15 +181,17 @@ class _Server:
             return Health("ledger down", True, False)
         return Health(state.value, state is not State.DEAD, state is State.READY)
 
-    async def tell_health(self, changed: asyncio.Event) -> None:
+    async def _tell_health(self, changed: asyncio.Event) -> None:
         """Tell health checks whenever the ledger has gone or come back, so that a balancer sends requests elsewhere."""
         while True:
             await changed.wait()
             changed.clear()
             await self._grpc.say(is_serving=self._health().is_ready)
 
-    async def start(self, announce: Callable[[str], None]) -> None:
-        """Listen, warm, and say so. Raises: BadConfig where a port is taken; what the warm-up raised."""
+    async def start(self) -> list[str]:
+        """Listen and warm; returns the lines that say where. Raises: BadConfig where a port is taken; what the warm-up
+        raised.
+        """
         config = self._config
         port = await self._grpc.start()  # bound before the warm-up: early requests get NOT_READY
         self._keys.reached_at(self._reached_at(port))
@@ -142,10 +200,8 @@ class _Server:
         web = await self._start_web()
         await self._backend.start(self.lifecycle.become)
         await self._grpc.say(is_serving=self._health().is_ready)
-        self._on_signals()
-        announce(f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}")
-        if web is not None:
-            announce(f"web on {config.address(web)}")
+        lines = [f"serving on {config.address(port)}, metrics on {config.address(self._probes.port)}"]
+        return lines if web is None else [*lines, f"web on {config.address(web)}"]
 
     def _reached_at(self, port: int) -> str:
         """Where other servers reach this one: "" where nobody said, and `host` is every address."""
@@ -171,7 +227,7 @@ class _Server:
         if state is State.DEAD:
             self.stopping.set()
 
-    def _on_signals(self) -> None:
+    def stop_on_signals(self) -> None:
         """The first SIGTERM or SIGINT drains, the next ends the process; SIGHUP reads the files again."""
         loop = asyncio.get_running_loop()
 
@@ -212,6 +268,7 @@ class _Server:
         if self._tracing is not None:
             self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
+        self._telling.cancel()
         return 1 if is_dead else 0
 
 

@@ -65,6 +65,14 @@ def _address(given: str) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else given
 
 
+def _range(given: str) -> str:
+    """MIN:MAX, or nothing."""
+    bounds = re.fullmatch(r"([1-9]\d{0,4}):([1-9]\d{0,4})", given)
+    if given and not (bounds and int(bounds[1]) <= int(bounds[2])):
+        raise ValueError("is not MIN:MAX, both at least 1")
+    return given
+
+
 def _sizes(given: object) -> object:
     """A list of sizes as 1024x1024, or a string with commas between them."""
     words = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
@@ -104,6 +112,10 @@ class Config(BaseModel):
     web_port: PortNumber | None = None  # gRPC-Web, the playground and OpenAI's API on `host`; absent: off
     web_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()  # other pages that may call it
     backend: Literal["local", "ray"] = "local"
+    ray_address: str = ""  # HOST:PORT of a Ray cluster's head, or auto; empty: a cluster of its own on this machine
+    replicas: Annotated[str, AfterValidator(_range)] = ""  # MIN:MAX on Ray, scaled by their work; empty: 1:1
+    replica_metrics_port: PortNumber | None = None  # on Ray, of each replica's machine: the engine's; absent: off
+    fronts: CountOrNone = 0  # on Ray; 0: as many as nodes have the resource `front`, at least 1
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
     memory: Literal["auto", "resident", "offload"] = "auto"
@@ -183,6 +195,15 @@ class Config(BaseModel):
                 f"host {quoted(self.host)} can be reached by others: it needs --callers and --tls-certificate with "
                 "--tls-key, or --insecure behind a mesh that does both"
             )
+        beyond = sorted(self.model_fields_set & {"ray_address", "replicas", "replica_metrics_port", "fronts"})
+        if self.backend != "ray" and beyond:
+            raise ValueError(f"{beyond[0]} needs --backend ray")
+        if self.backend == "ray" and (self.owner or self.advertise):
+            raise ValueError("owner and advertise are one server's: with --backend ray each front has its own")
+        if self.backend == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(f"device {quoted(self.device)}: with --backend ray Ray chooses, say cuda")
+        if self.fronts > 1 and self.ledger.startswith("sqlite"):
+            raise ValueError(f"{self.fronts} fronts need a ledger that they share, or none (--ledger)")
         if self.ledger not in ("sqlite", "none") and "://" not in self.ledger:
             raise ValueError(f"ledger {quoted(masked(self.ledger))} is neither sqlite nor none nor a URL (--ledger)")
         return self
@@ -191,6 +212,12 @@ class Config(BaseModel):
     def torch_threads(self) -> int:
         """Threads for torch: the setting, or all cores but one, which the event loop and the codecs keep."""
         return self.threads or max(1, process.cores() - 1)
+
+    @property
+    def replica_bounds(self) -> tuple[int, int]:
+        """Least and most replicas on Ray."""
+        least, _, most = (self.replicas or "1:1").partition(":")
+        return int(least), int(most)
 
     @property
     def is_loopback(self) -> bool:
@@ -217,9 +244,10 @@ def masked(text: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", r"\1***", text)
 
 
-def load(overrides: dict[str, Any], file: Path | None = None) -> Config:
+def load(overrides: dict[str, Any], file: Path | None = None, *, is_elsewhere: bool = False) -> Config:
     """The configuration from the command line's `overrides`, the environment and the TOML `file`.
 
+    `is_elsewhere`: other machines serve with it, and theirs are the files that it names.
     Raises: BadConfig, one line naming the setting.
     """
     unknown = [
@@ -243,7 +271,8 @@ def load(overrides: dict[str, Any], file: Path | None = None) -> Config:
         config = Config(**(settings | from_environment | overrides))
     except ValidationError as error:
         raise BadConfig(_problem(error)) from None  # whose text holds the values
-    _read(config)
+    if not is_elsewhere:
+        _read(config)
     return config
 
 

@@ -134,12 +134,12 @@ class DeadlinePassed(KleinError):
 
 
 class NotReady(KleinError):
-    """The warm-up takes a few seconds on an accelerator."""
+    """The warm-up takes a few seconds on an accelerator; so does a replica in the place of one that was lost."""
 
     status, reason = "UNAVAILABLE", "NOT_READY"
 
-    def __init__(self) -> None:
-        super().__init__("the warm-up image is not made yet", retry_seconds=2.0)
+    def __init__(self, message: str = "the warm-up image is not made yet") -> None:
+        super().__init__(message, retry_seconds=2.0)
 
 
 class Draining(KleinError):

@@ -110,6 +110,20 @@ def _private_folder() -> Path | None:
     return folder
 
 
+def tune(arenas: int) -> None:
+    """Set what libraries read when they are loaded: to be called before they are. `arenas`: see `limit_arenas`."""
+    limit_arenas(arenas)
+    keep_freed()
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("DIFFUSERS_VERBOSITY", "error"),  # it imports torchao where that is installed, which tells of its kernels
+        ("GRPC_VERBOSITY", "NONE"),  # gRPC's C core writes to file 2 itself, which may block
+    ):
+        os.environ.setdefault(name, value)
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name. Steps differ in size: whole blocks would not fit
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def limit_arenas(arenas: int) -> bool:
     """Have glibc's malloc use this many arenas (0: as it likes), unless its own variables say how many.
 
