@@ -39,17 +39,6 @@ class Walk:
         return len({code.co_filename for code in functions}), len(functions)
 
 
-class _Logs:
-    dropped = 0
-
-    def __init__(self) -> None:
-        self.target: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def announce(self, line: str) -> None:
-        if not self.target.done():
-            self.target.set_result(line.split()[2].rstrip(","))
-
-
 async def _read(call: Any) -> None:
     async for _ in call:
         pass
@@ -68,11 +57,9 @@ async def walk() -> dict[str, Walk]:
         metrics = Metrics()
         intake = Intake(config, metrics.intake)
         intake.start()
-        identity, ledger = app._Identity(config, metrics), app._ledger(config, metrics, lambda: None)
-        keys, backend = await app._keys(config, ledger), app._backend(config, metrics)
-        server, logs = app._Server(config, metrics, intake, identity, ledger, keys, backend), _Logs()
+        server = await app._server(config, metrics, intake, app._backend)
         threading.setprofile(lambda *arguments: current.profile(*arguments))  # of the threads that start now
-        await server.start(logs.announce)
+        [line] = await server.start()
         sys.setprofile(lambda *arguments: current.profile(*arguments))
         file = io.BytesIO()
         Image.new("RGB", (64, 64), "red").save(file, "PNG")
@@ -84,7 +71,7 @@ async def walk() -> dict[str, Walk]:
             ),
         }
         walks = {}
-        async with grpc.aio.insecure_channel(await logs.target, [("grpc.enable_http_proxy", 0)]) as channel:
+        async with grpc.aio.insecure_channel(line.split()[2].rstrip(","), [("grpc.enable_http_proxy", 0)]) as channel:
             stub = image_pb2_grpc.ImageServiceStub(channel)
             for name, request in requests.items():
                 for is_counted in (False, True):

@@ -1,4 +1,4 @@
-"""Who calls, through a real server with TLS and a real client (app.py, rpc/server.py, desk/quota.py)."""
+"""Who calls, through a real server with TLS and a real client (credentials.py, rpc/server.py, desk/quota.py)."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Streams, cancellation, deadlines, errors and drain through a real server (app.py, rpc/{servicer,transport}.py)."""
+"""Streams, cancellation, deadlines, errors and drain: a real server ({app,server}.py, rpc/{servicer,transport}.py)."""
 
 import asyncio
 import io
