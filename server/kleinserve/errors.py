@@ -203,10 +203,6 @@ class Cancelled(KleinError):
     is_by_server = False
 
 
-class OperatorCancelled(Cancelled):
-    is_by_server = True
-
-
 class ReaderStalled(KleinError):
     status, reason = "ABORTED", "READER_STALLED"
 

@@ -15,7 +15,7 @@ from tests.e2e.forked import forked
 from tests.e2e.test_keys import told
 from tests.usage.some import rows
 
-KEPT_BYTES, KEYS_MAX = 1_000_000, 60  # an eighth a caller: seven raw images of 64²
+KEPT_BYTES, KEYS_MAX = 4_000_000, 60  # an eighth a caller: room for three that are drawn, or thirty images of 64²
 RESULTS, KEYS = 40, 100
 RAW = image_pb2.OutputOptions(format="IMAGE_FORMAT_RAW_RGBA")
 RAW_BYTES = 64 * 64 * 4

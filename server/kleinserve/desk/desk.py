@@ -27,7 +27,7 @@ from kleinserve.desk.places import Place
 from kleinserve.desk.quota import SharedQuota
 from kleinserve.desk.reader import Reader, Terms
 from kleinserve.desk.reception import Asked, Entrance, Intake, Reception, accept
-from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, OperatorCancelled, QueueFull
+from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError, QueueFull
 from kleinserve.identity.limits import Grant
 from kleinserve.metrics import Metrics
 from kleinserve.usage.price import usage
@@ -356,7 +356,9 @@ class Desk:
         job = self._jobs.get(request_id)
         if job is None or job.error is not None:
             return False
-        self.end(job, OperatorCancelled("an operator cancelled it"))
+        cancelled = Cancelled("an operator cancelled it")
+        cancelled.is_by_server = True
+        self.end(job, cancelled)
         return job.stage is Stage.OVER
 
 
