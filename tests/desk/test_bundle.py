@@ -16,7 +16,6 @@ from kleinserve.errors import (
     Internal,
     KleinError,
     LedgerUnavailable,
-    OperatorCancelled,
 )
 
 from tests.desk.requests import SPENT, job
@@ -79,7 +78,7 @@ ENDINGS: dict[str, tuple[Callable[[Stage, Stream], object], type[KleinError]]] =
         AcceleratorOutOfMemory,
     ),
     "is left": (lambda stage, stream: stage.desk.leave(stream), Cancelled),
-    "is cancelled": (lambda stage, stream: stage.desk.cancel_request("b"), OperatorCancelled),
+    "is cancelled": (lambda stage, stream: stage.desk.cancel_request("b"), Cancelled),
     "is late": (lambda stage, stream: stage.desk._expire(stream.job), DeadlinePassed),
     "is drained": (lambda stage, stream: stage.desk.end(stream.job, Draining()), Draining),
 }
