@@ -22,7 +22,7 @@ from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import Draining, Internal, KleinError
 from kleinserve.identity.limits import Quota
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import Calls
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.forward import Forward
 from kleinserve.rpc.server import GrpcServer
 from kleinserve.rpc.servicer import Images, Usages, methods

@@ -1,4 +1,4 @@
-"""One call from its message to its status, over a transport in memory: who ends it, with what, and what is counted."""
+"""One call from its message to its status, over a transport in memory (rpc/{account,calls}.py)."""
 
 import asyncio
 import weakref
@@ -28,7 +28,8 @@ from kleinserve.errors import (
     Unauthenticated,
 )
 from kleinserve.identity.authenticator import Credentials, Everyone
-from kleinserve.rpc.call import Call, Calls, Method, ReaderGone
+from kleinserve.rpc.call import Call, Method, ReaderGone
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.forward import Forward
 from kleinserve.rpc.servicer import Images
 from structlog.testing import capture_logs

@@ -17,7 +17,8 @@ from kleinserve.identity.callers import WatchedCallers, token_digest, watch_call
 from kleinserve.identity.certificates import CertificateFiles, Certificates, watch_certificates
 from kleinserve.identity.reload import Watched
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import FORWARDED_CALLER, Call, Calls, Method
+from kleinserve.rpc.call import FORWARDED_CALLER, Call, Method
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.forward import Forward, channel_credentials
 from kleinserve.rpc.server import GrpcServer, tls_credentials
 

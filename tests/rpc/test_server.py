@@ -14,7 +14,8 @@ from kleinserve.config import Config
 from kleinserve.errors import BadConfig
 from kleinserve.identity.authenticator import Everyone
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import Call, Calls, Method
+from kleinserve.rpc.call import Call, Method
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.server import GrpcServer
 
 from tests.e2e.calls import opened

@@ -12,7 +12,8 @@ from kleinserve.config import Config
 from kleinserve.core import ModelFacts, Size, Variant
 from kleinserve.identity.authenticator import Authenticator, Everyone
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import Calls, Method
+from kleinserve.rpc.call import Method
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.server import GrpcServer
 from kleinserve.web.app import application
 from kleinserve.web.server import WebServer

@@ -15,7 +15,7 @@ from kleinserve.identity.authenticator import Authenticator
 from kleinserve.identity.certificates import Certificates
 from kleinserve.identity.reload import Watched
 from kleinserve.metrics import Metrics
-from kleinserve.rpc.call import Calls
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.transport import Context, GrpcTransport, Handlers, credentials
 
 SERVICES = (

@@ -9,7 +9,8 @@ from grpc_status import rpc_status
 from kleinserve.errors import KleinError
 from kleinserve.identity.authenticator import Credentials
 from kleinserve.identity.names import names_of_auth_context
-from kleinserve.rpc.call import Calls, ReaderGone
+from kleinserve.rpc.call import ReaderGone
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.status import status, trailing
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

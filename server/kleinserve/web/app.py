@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from kleinserve.config import Config
 from kleinserve.core import ModelFacts
-from kleinserve.rpc.call import Calls
+from kleinserve.rpc.calls import Calls
 from kleinserve.web import playground
 from kleinserve.web.grpcweb import GrpcWeb
 from kleinserve.web.health import Health

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from kleinserve.errors import KleinError
-from kleinserve.rpc.call import Calls, ReaderGone
+from kleinserve.rpc.call import ReaderGone
+from kleinserve.rpc.calls import Calls
 from kleinserve.rpc.status import CODES, status, trailing
 from kleinserve.web.health import Health
 from kleinserve.web.http import BodyTooLarge, Exchange

@@ -12,7 +12,8 @@ from starlette.routing import BaseRoute, Route
 
 from kleinserve.desk.bundle import Bundle
 from kleinserve.errors import KleinError
-from kleinserve.rpc.call import Calls, ReaderGone
+from kleinserve.rpc.call import ReaderGone
+from kleinserve.rpc.calls import Calls
 from kleinserve.web.http import BodyTooLarge, Exchange, Served
 from kleinserve.web.openai import fields, refusals
 from kleinserve.web.openai.answers import Image, Kept, Stream, answer_headers, send_images, send_json
