@@ -9,13 +9,7 @@ from kleinserve.errors import QueueFull
 
 from tests.desk.requests import IMAGE, job
 from tests.desk.stage import never
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.scheduler.scripted import Clock
 
 
 @pytest.fixture

@@ -7,15 +7,9 @@ from kleinserve.backend.backend import Load
 from kleinserve.backend.ray.board import Board
 
 from tests.backend.ray.scripted import asked
+from tests.scheduler.scripted import Clock
 
 REPLICAS = ["a", "b", "c"]
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
