@@ -7,6 +7,7 @@ without their details, there is no health service and no reflection. Nobody but 
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import sys
 import traceback
@@ -83,10 +84,15 @@ class Log:
     def __getattr__(self, level: str) -> Callable[..., None]:
         return partial(self._write, level)
 
-    def _write(self, level: str, event: str, exc_info: object = None, **facts: object) -> None:
+    def log(self, level: int, event: str, **facts: object) -> None:
+        self._write(logging.getLevelName(level).lower(), event, **facts)
+
+    def _write(self, level: str, event: str, *, exc_info: object = None, **facts: object) -> None:
         print(json.dumps({"level": level, "event": event, **facts}, default=str), file=sys.__stderr__)
-        error = exc_info if isinstance(exc_info, BaseException) else sys.exception() if level == "exception" else None
-        if error is not None:
+        error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+        if error is True or (error is None and level == "exception"):
+            error = sys.exception()
+        if isinstance(error, BaseException):
             traceback.print_exception(error, file=sys.__stderr__)
 
 
