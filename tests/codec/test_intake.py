@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import psutil
@@ -14,6 +15,7 @@ from kleinserve import process
 from kleinserve.codec import reference
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
+from kleinserve.core import Size
 from kleinserve.errors import Draining, ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported
 
 from tests.codec.files import exif, picture, saved
@@ -44,7 +46,10 @@ def opened() -> Iterator[Open]:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "kleinserve.codec.worker" in child.cmdline()]
+    children = psutil.Process().children()
+    while not all(child.cmdline() for child in children):  # within an exec it has none yet
+        time.sleep(0.001)
+    return [child for child in children if "kleinserve.codec.worker" in child.cmdline()]
 
 
 @pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 2), (64, 2)])
@@ -197,6 +202,32 @@ async def test_a_flood_delays_others_by_one_budget(opened: Open) -> None:
     }
 
 
+async def test_large_ones_leave_a_worker_to_others(opened: Open) -> None:
+    """Of two workers one decodes large pictures, whoever sends them, so another's small one does not wait for them."""
+    intake, outcomes = opened(intake_workers=2, intake_seconds_max=600)
+    large = [asyncio.create_task(intake.decode(turn, [MINUTES], keep_alpha=False)) for turn in ("a", "b", "c")]
+    await intake.decode("d", [GOOD], keep_alpha=False)
+    await intake.decode("d", [GOOD], keep_alpha=False)
+    assert outcomes == ["decoded", "decoded"]
+    assert sum(len(worker.children()) for worker in workers()) == 1
+    for task in large:
+        task.cancel()
+    await asyncio.gather(*large, return_exceptions=True)
+    assert len(await intake.decode("a", [saved(picture(2100, 2100))], keep_alpha=False)) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_large_one_is_measured_once(opened: Open, count: int) -> None:
+    """However it was told to be large, it counts as one reference that was decoded, or refused."""
+    intake, outcomes = opened(intake_workers=count)
+    large = saved(picture(2100, 2100), "JPEG")
+    (reference,) = await intake.decode("a", [large], keep_alpha=False)
+    assert reference.pixels.size == Size(1024, 1024)
+    with pytest.raises(ReferenceUnreadable):
+        await intake.decode("a", [large[: len(large) // 2]], keep_alpha=False)
+    assert outcomes == ["decoded", "refused"]
+
+
 async def test_ctrl_c_is_not_for_workers(opened: Open) -> None:
     """SIGINT and SIGTERM do not end a worker: the server drains first. It is not in the terminal's group, and nice."""
     intake, _ = opened(intake_workers=1)
@@ -231,6 +262,7 @@ def test_workers_end_with_the_server() -> None:
 import asyncio, sys
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
+from kleinserve.core import Size
 intake = Intake(Config(intake_workers=2, intake_seconds_max=600), lambda outcome, seconds: None)
 intake.start()
 asyncio.run(intake.decode("a", [sys.stdin.buffer.read()], keep_alpha=False))

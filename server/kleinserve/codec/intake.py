@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kleinserve import process
@@ -32,8 +32,9 @@ from kleinserve.errors import (
 )
 
 REFUSALS = {error.reason: error for error in (ReferenceTooLarge, ReferenceUnreadable, ReferenceUnsupported)}
-OUTCOMES = ("decoded", "refused", "over_budget", "crashed", "cancelled")
+OUTCOMES = ("decoded", "refused", "over_budget", "crashed", "cancelled", "large")
 WORKERS_DEFAULT = 2
+SMALL_PIXELS = 4 * 1024 * 1024  # decoded within 0.3 s and 100 MiB
 INHERITED = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMPDIR", "TZ")  # beginnings of variables' names; none is a secret
 END_SECONDS = 5.0  # for a worker to see that the server is done with it
 
@@ -48,7 +49,9 @@ class _Decoding:
     task: Task
     data: bytes
     answer: asyncio.Future[Reference | KleinError]
+    turns: Turns["_Decoding"]  # where it waits or runs
     worker: "_Worker | None" = None
+    seconds: float = 0.0  # that workers have spent on it
 
 
 class _Worker:
@@ -126,6 +129,7 @@ def _environment() -> dict[str, str]:
 class Intake:
     """Decodes references in worker processes, in turns, each within its budget of seconds and bytes.
 
+    Large pictures are told by their headers and wait apart. They never have the last worker, so small ones pass them.
     `measure` is told each reference's outcome (decoded, refused, over_budget, crashed) and its seconds, without the
     wait for its turn.
     """
@@ -136,6 +140,9 @@ class Intake:
         self._workers = [_Worker() for _ in range(count)]
         self._idle = list(self._workers)
         self._turns: Turns[_Decoding] = Turns()
+        self._large: Turns[_Decoding] = Turns()
+        self._large_free = count - 1  # workers that may still take a large one; with one worker all are alike
+        self._small_max = SMALL_PIXELS if count > 1 else config.reference_pixels_max
         self._running: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -169,7 +176,7 @@ class Intake:
     async def close(self) -> None:
         """End the workers, and with Draining whatever still waits or runs."""
         self._is_closed = True
-        for decoding in self._turns.clear():
+        for decoding in self._turns.clear() + self._large.clear():
             decoding.answer.set_result(Draining())
         for worker in self._workers:
             worker.hang_up()
@@ -192,30 +199,38 @@ class Intake:
             keep_alpha=keep_alpha,
             bytes_max=config.reference_bytes_max,
             pixels_max=config.reference_pixels_max,
+            small_max=self._small_max,
             seconds_max=config.intake_seconds_max,
             pixel_bytes_max=config.intake_pixel_bytes_max,
         )
-        decoding = _Decoding(turn, task, data, asyncio.get_running_loop().create_future())
+        decoding = _Decoding(turn, task, data, asyncio.get_running_loop().create_future(), self._turns)
         self._turns.add(turn, decoding)
         return decoding
 
     def _drop(self, decoding: _Decoding) -> None:
         """Nobody waits for it any more."""
         decoding.answer.cancel()
-        self._turns.withdraw(decoding.turn, decoding)
+        decoding.turns.withdraw(decoding.turn, decoding)
         if decoding.worker is not None:
             decoding.worker.cancel()
 
     def _serve(self) -> None:
         """Give every idle worker the next reference."""
-        while self._idle and not self._is_closed and (decoding := self._turns.take()):
+        while self._idle and not self._is_closed and (decoding := self._next()):
             decoding.worker = self._idle.pop()
             running = asyncio.get_running_loop().create_task(self._run(decoding, decoding.worker))
             self._running.add(running)
             running.add_done_callback(self._running.discard)
 
+    def _next(self) -> _Decoding | None:
+        """A large one where it may have a worker: those whose size nobody knows yet have the last one to themselves."""
+        if self._large_free and (decoding := self._large.take()):
+            self._large_free -= 1
+            return decoding
+        return self._turns.take()
+
     async def _run(self, decoding: _Decoding, worker: _Worker) -> None:
-        """Decode one reference, tell its answer, give the worker the next."""
+        """Decode one reference, tell its answer or that it is large, give the worker the next."""
         start = time.monotonic()
         outcome: str = "crashed"
         answer: Reference | KleinError = Internal("references cannot be decoded now")
@@ -227,13 +242,23 @@ class Intake:
             logger.exception("decoding a reference failed")
         seconds = time.monotonic() - start
         decoding.worker = None
-        self._turns.end(decoding.turn, seconds)
+        decoding.seconds += seconds
+        decoding.turns.end(decoding.turn, seconds)
+        self._large_free += decoding.turns is self._large
         self._idle.append(worker)
         if not decoding.answer.done():
-            if outcome != "cancelled":
-                self._measure(outcome, seconds)
-            decoding.answer.set_result(answer)
+            self._end(decoding, outcome, answer)
         self._serve()
+
+    def _end(self, decoding: _Decoding, outcome: str, answer: Reference | KleinError) -> None:
+        if outcome == "large" and not self._is_closed:
+            decoding.task = replace(decoding.task, small_max=decoding.task.pixels_max)
+            decoding.turns = self._large
+            self._large.add(decoding.turn, decoding)
+            return
+        if outcome not in ("cancelled", "large"):
+            self._measure(outcome, decoding.seconds)
+        decoding.answer.set_result(answer)
 
     async def _decode(self, decoding: _Decoding, worker: _Worker) -> tuple[str, Reference | KleinError]:
         """The outcome and what it means. A worker that dies is no reference's fault: one more is tried."""
@@ -251,20 +276,22 @@ class Intake:
         try:
             os.pwrite(file, decoding.data, 0)
             answer = await worker.run(decoding.task, file)
-            return answer["outcome"], self._read(decoding.task.index, answer, file)
+            return answer["outcome"], self._read(decoding.task, answer, file)
         finally:
             os.close(file)
 
-    def _read(self, index: int, answer: dict[str, Any], file: int) -> Reference | KleinError:
+    def _read(self, task: Task, answer: dict[str, Any], file: int) -> Reference | KleinError:
         """What a worker's answer means. It came from where strangers' bytes are read: nothing in it is trusted."""
-        if answer["outcome"] not in OUTCOMES:
+        if answer["outcome"] not in OUTCOMES or (answer["outcome"] == "large" and task.small_max == task.pixels_max):
             raise ValueError("a worker's answer is none")
-        if answer["outcome"] == "cancelled":
-            return Draining()  # whoever cancels does not ask for the answer, but for `close`
+        if answer["outcome"] in ("cancelled", "large"):
+            return Draining()  # nobody asks for this answer, but `close`
         if answer["outcome"] != "decoded":
             if detail := answer.get("detail"):
                 logger.error("decoding a reference failed: %s", detail)
-            return REFUSALS.get(answer.get("reason", ""), ReferenceUnsupported)(index, answer.get("description", ""))
+            return REFUSALS.get(answer.get("reason", ""), ReferenceUnsupported)(
+                task.index, answer.get("description", "")
+            )
         size, channels = Size(int(answer["width"]), int(answer["height"])), int(answer["channels"])
         expected = size.pixels * channels
         if not 0 < expected == os.fstat(file).st_size <= 4 * AREA_MAX:

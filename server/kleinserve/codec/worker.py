@@ -41,6 +41,7 @@ class Task:
     keep_alpha: bool
     bytes_max: int
     pixels_max: int
+    small_max: int  # pixels; of a larger one only that is said
     seconds_max: float
     pixel_bytes_max: int
 
@@ -122,6 +123,8 @@ def _answer(task: Task, file: int) -> dict[str, Any]:
         data = os.pread(file, os.fstat(file).st_size, 0)
         image, size = reference.read_header(task.index, data, bytes_max=task.bytes_max, pixels_max=task.pixels_max)
         pixels = size.pixels
+        if pixels > task.small_max:
+            return {"outcome": "large"}
         _limit_memory(base, task, pixels)
         del data
         return _decode(task, image, file)
