@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from kleinserve import __version__
+from kleinserve import __version__, process
 from kleinserve.backend.backend import Backend, State
 from kleinserve.codec.intake import Intake
 from kleinserve.config import Config
@@ -36,6 +36,7 @@ from kleinserve.web.probes import Debug, Health, Probes
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
 TRACES_SECONDS = 3.0  # for the last traces to reach their collector
+IDLE_SECONDS = 4.0  # without a call, after which memory goes back
 
 log = structlog.get_logger()
 
@@ -76,7 +77,8 @@ class Server:
         debug = Debug(loop, self._desk.shown, self._desk.cancel_request, credentials.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
-        self._telling = asyncio.create_task(self._tell_health(ledger_changed))
+        beside = self._tell_health(ledger_changed), self._give_back()
+        self._beside = [asyncio.create_task(one) for one in beside]
 
     def _health(self) -> Health:
         """What the probes say, from the signal to drain on not ready."""
@@ -93,6 +95,18 @@ class Server:
             await changed.wait()
             changed.clear()
             await self._grpc.say(is_serving=self._health().is_ready)
+
+    async def _give_back(self) -> None:
+        """Return freed memory to the system once nobody has called for a while: large references leave much of it."""
+        seen = given = 0
+        while True:
+            await asyncio.sleep(IDLE_SECONDS)
+            load, begun = self._backend.load(), self._calls.begun
+            is_idle = begun == seen and not (self._calls.running or load.waiting or load.running)
+            if is_idle and begun != given:
+                await asyncio.to_thread(process.give_back)
+                given = begun
+            seen = begun
 
     async def start(self) -> list[str]:
         """Listen and warm; returns the lines that say where. Raises: BadConfig where a port is taken; what the warm-up
@@ -169,7 +183,8 @@ class Server:
         if self._tracing is not None:
             self._tracing.close(TRACES_SECONDS)
         self._probes.stop()
-        self._telling.cancel()
+        for one in self._beside:
+            one.cancel()
         return 1 if is_dead else 0
 
 

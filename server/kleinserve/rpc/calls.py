@@ -44,6 +44,7 @@ class Calls:
     metrics: Metrics
     tracing: Tracing | None = None
     running: set[Call] = field(default_factory=set)
+    begun: int = 0  # calls so far
 
     def __post_init__(self) -> None:
         self._account = Account(self.books, self.config, self.metrics, self.tracing)
@@ -72,6 +73,7 @@ class Calls:
         kind = "server_stream" if method.is_stream else "unary"
         self.metrics.rpc_started(kind, path)
         self.running.add(call)
+        self.begun += 1
         error = await self._outcome(method, read, call)
         stage = self.desk.leave(call.stream) if call.stream else None
         seconds, code = asyncio.get_running_loop().time() - started, error.status if error else "OK"

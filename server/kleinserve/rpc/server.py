@@ -127,6 +127,7 @@ class _Known(grpc.aio.ServerInterceptor):
             except Unauthenticated as error:
                 self._metrics.unauthenticated.labels(error.why).inc()
                 await GrpcTransport(context).refuse(error, uuid.uuid4().hex)
+                return
             async for message in answer(messages, context):  # type: ignore[attr-defined,arg-type]
                 yield message
 

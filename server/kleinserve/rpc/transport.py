@@ -53,7 +53,10 @@ class GrpcTransport:
         self._context.set_trailing_metadata(tuple(sent))
         made = rpc_status.to_status(status(error, request_id))
         sent += [(key, value) for key, value in made.trailing_metadata]
-        await self._context.abort(made.code, made.details, tuple(sent))
+        try:
+            await self._context.abort(made.code, made.details, tuple(sent))
+        except grpc.aio.AbortError as aborted:  # gRPC keeps it and raises it itself when the handler has returned:
+            aborted.__traceback__ = None  # passed through our frames it would hold them, and they the request
 
 
 def credentials(context: Context) -> Credentials:
@@ -67,7 +70,7 @@ class Handlers(grpc.GenericRpcHandler):
     """Gives every call of the contract to `calls` as bytes: what cannot be parsed is refused like everything else.
 
     A single message is a stream of one: on the wire they are the same, and of a stream gRPC keeps no message until the
-    call ends.
+    call ends; read by the context, not by the iterator, which is a cycle of references and keeps the last one after it.
     """
 
     def __init__(self, calls: Calls):
@@ -78,8 +81,9 @@ class Handlers(grpc.GenericRpcHandler):
         if path not in self._calls.methods:
             return None
 
-        async def behave(messages: AsyncIterator[bytes], context: Context) -> None:
-            body = [message] if (message := await anext(messages, None)) is not None else []
+        async def behave(_: AsyncIterator[bytes], context: Context) -> None:
+            message = await context.read()
+            body = [] if message is grpc.aio.EOF else [message]
             del message
             await self._calls.serve(path, body, GrpcTransport(context))
 
