@@ -90,7 +90,7 @@ soak: setup ## ten minutes at 80 % load, large references among it: whether memo
 bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing
 	python3 -m benchmarks gpu
 
-ledger: setup ## GetUsage of a day and a month under a second with two million records, a delivery's cost under 20 ms (minutes)
+ledger: setup ## GetUsage of a day and a month, and a claim among a million keys, under a second; a delivery's cost under 20 ms (minutes)
 	$(BIN)/python -m benchmarks.ledger --records 2000000
 	$(BIN)/python -m benchmarks.ledger_cost
 
