@@ -56,7 +56,7 @@ test-cluster: setup ## rolling restarts, kills and cancels of two servers behind
 proto: setup ## regenerate the committed Python stubs
 	cd proto && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=gen --pyi_out=gen --grpc_python_out=gen --mypy_grpc_out=quiet:gen klein/v1/image.proto klein/v1/usage.proto
 
-crash: setup ## kill -9 under load: 100 times on SQLite, 20 times on PostgreSQL, with a report (an hour)
+crash: setup ## kill -9 under load: 100 times on SQLite, 20 times on PostgreSQL, with a report (a quarter of an hour)
 	$(BIN)/python -m tests.crash.run
 
 agreement: setup ## 500 requests of every kind: streams, metrics and ledger must agree
