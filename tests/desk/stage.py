@@ -197,7 +197,7 @@ class Stage:
 
     async def idle(self) -> None:
         """Until no job is left, and all is written."""
-        await self.until(lambda: not self.desk.shown())
+        await self.until(lambda: not self.desk.jobs.shown())
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

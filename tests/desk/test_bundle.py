@@ -55,7 +55,7 @@ async def test_they_are_recorded_in_one_commit(stage: Stage) -> None:
     assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 42_000
     for stream in streams:
         stage.desk.leave(stream)
-    assert (stage.desk.shown(), stage.gauges, stage.waiting, stage.desk._bundle) == ([], (0, 0), 0, {})
+    assert (stage.desk.jobs.shown(), stage.gauges, stage.waiting, stage.desk.jobs._bundle) == ([], (0, 0), 0, {})
 
 
 async def test_references_are_decoded_and_counted_once(stage: Stage) -> None:
@@ -78,9 +78,9 @@ ENDINGS: dict[str, tuple[Callable[[Stage, Stream], object], type[KleinError]]] =
         AcceleratorOutOfMemory,
     ),
     "is left": (lambda stage, stream: stage.desk.leave(stream), Cancelled),
-    "is cancelled": (lambda stage, stream: stage.desk.cancel_request("b"), Cancelled),
-    "is late": (lambda stage, stream: stage.desk._expire(stream.job), DeadlinePassed),
-    "is drained": (lambda stage, stream: stage.desk.end(stream.job, Draining()), Draining),
+    "is cancelled": (lambda stage, stream: stage.desk.jobs.cancel_request("b"), Cancelled),
+    "is late": (lambda stage, stream: stage.desk.jobs._expire(stream.job), DeadlinePassed),
+    "is drained": (lambda stage, stream: stage.desk.jobs.end(stream.job, Draining()), Draining),
 }
 
 
@@ -104,7 +104,7 @@ async def test_where_one_ends_all_do(stage: Stage, how: str, drawn: tuple[str, .
     await stage.idle()
     assert sorted(record.request_id for record in stage.ledger.records) == list(NAMES)
     assert {record.usage.billable for record in stage.ledger.records} == {False}
-    assert (stage.gauges, stage.waiting, stage.ring._held, stage.desk._bundle) == ((0, 0), 0, {}, {})
+    assert (stage.gauges, stage.waiting, stage.ring._held, stage.desk.jobs._bundle) == ((0, 0), 0, {}, {})
     for stream in streams:
         if stream.reader in stream.job.readers:  # who has left hears nothing
             with pytest.raises(error):
@@ -114,7 +114,7 @@ async def test_where_one_ends_all_do(stage: Stage, how: str, drawn: tuple[str, .
 async def test_what_is_drawn_after_one_has_failed_is_not_billed(stage: Stage) -> None:
     """A backend that could not stop in time."""
     streams = await opened(stage)
-    stage.desk.end(streams[0].job, Draining())
+    stage.desk.jobs.end(streams[0].job, Draining())
     for name in NAMES:
         stage.draw(name)
     await stage.idle()
