@@ -5,8 +5,8 @@ import hashlib
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,8 +18,9 @@ import trustme
 from klein.v1 import image_pb2, image_pb2_grpc
 from kleinclient import AsyncClient
 
-from tests.e2e.calls import generate, until
-from tests.e2e.conftest import Serving, served
+from tests.e2e.calls import generate, opened, until
+from tests.e2e.collector import began, collecting, ended, values
+from tests.e2e.conftest import ENDLESS, Serving, served
 from tests.identity.pki import DAY, DNS, LOCAL, URI, Leaf, leaf, pem
 
 TOKENS = {name: f"token-of-{name}" for name in ("web", "batch", "admin", "small")}
@@ -30,7 +31,7 @@ def callers_file(tokens: dict[str, str] | None = None) -> str:
     """A callers file: an admin, one with limits, one with certificates."""
     more = {
         "admin": "admin = true",
-        "small": "requests_max = 2\nmegapixels_per_minute = 6",
+        "small": "requests_max = 2\nmegapixels_per_minute = 1",
         "web": 'certificates = ["URI:spiffe://prod/web", "DNS:web.internal"]',
     }
     blocks = []
@@ -118,42 +119,52 @@ async def test_anothers_key_looks_unknown(secured: Secured) -> None:
 
 
 async def test_limits_to_the_megapixel(secured: Secured) -> None:
-    """Six megapixels a minute: what fits is drawn, what does not is told when it would; refused ones come back."""
+    """One a minute: what was refused has cost nothing, two never fit, and the second one is told when it fits."""
     async with secured.client(TOKENS["small"]) as klein:
-        with pytest.raises(kleinclient.InvalidField):
-            await klein.generate("a star", size=(65, 64))
-        for seed in range(6):
-            await klein.generate("a star", size=(64, 64), steps=1, seed=seed)
-        with pytest.raises(kleinclient.QuotaExceeded, match="megapixels_per_minute = 6") as caught:
+        with pytest.raises(kleinclient.ReferenceUnreadable):
+            await klein.edit("a star", [b"no picture"], size=(64, 64))
+        with pytest.raises(kleinclient.QuotaExceeded, match="2 megapixels never fit") as never:
+            await klein.generate("a star", size=(1024, 1040), steps=1)
+        began = time.monotonic()
+        await klein.generate("a star", size=(64, 64), steps=1)
+        with pytest.raises(kleinclient.QuotaExceeded, match="megapixels_per_minute = 1") as full:
             await klein.generate("a star", size=(64, 64), steps=1)
-        assert 0 < caught.value.retry_after <= 10
+        passed = time.monotonic() - began
+    assert never.value.retry_after == 3600
+    assert 60 - passed <= full.value.retry_after <= 60
     labels = '{caller="small",limit="megapixels_per_minute"}'
-    assert secured.server.counted(f"klein_quota_refused_total{labels}") == 1
+    assert secured.server.counted(f"klein_quota_refused_total{labels}") == 2
 
 
-async def test_one_request_does_not_wait_for_two_hundred(secured: Secured) -> None:
-    """Beside a caller with two hundred waiting ones another's single one waits for a turn, not for them."""
-    served = 'klein_requests_total{code="OK",operation="generate",reason=""}'
-    async with _stub(secured, "batch") as many, _stub(secured, "web") as one:
-        await until(one.Generate(generate(6, steps=1)), "completed")
-        calls = [many.Generate(generate(seed, steps=20)) for seed in range(200)]
-        for call in calls:
-            await until(call, "accepted")
-        call = one.Generate(generate(7, steps=2))
-        await until(call, "accepted")
-        before = secured.server.counted(served)
-        await until(call, "completed")
-        assert secured.server.counted(served) - before <= 4
-        for call in calls:
-            call.cancel()
+async def test_one_request_does_not_wait_for_two_hundred(tmp_path: Path) -> None:
+    """Beside a caller with two hundred requests, another's first step begins after at most one more of theirs.
 
-
-@asynccontextmanager
-async def _stub(secured: Secured, name: str) -> AsyncIterator[image_pb2_grpc.ImageServiceStub]:
-    token = grpc.access_token_call_credentials(TOKENS[name])
-    credentials = grpc.composite_channel_credentials(grpc.ssl_channel_credentials(pem(secured.authority)), token)
-    async with grpc.aio.secure_channel(secured.server.target, credentials) as channel:
-        yield image_pb2_grpc.ImageServiceStub(channel)
+    It is not the shortest, and none is overdue: it is its caller's turn. The server's traces say when steps began.
+    """
+    (tmp_path / "callers.toml").write_text(callers_file())
+    settings = {"KLEINSERVE_STEP_TOKENS_MAX": "1", "KLEINSERVE_MAX_STEPS": str(ENDLESS)}
+    with collecting(tmp_path) as collector:
+        settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.target
+        with served("--callers", str(tmp_path / "callers.toml"), **settings) as server:
+            async with opened(server.target) as channel, asyncio.timeout(120):
+                stub = image_pb2_grpc.ImageServiceStub(channel)
+                many, one = ([("authorization", f"Bearer {TOKENS[name]}")] for name in ("batch", "web"))
+                calls = [stub.Generate(generate(seed, steps=ENDLESS // 2), metadata=many) for seed in range(200)]
+                for call in calls:
+                    await until(call, "accepted")
+                single = stub.Generate(generate(200, steps=ENDLESS), metadata=one)
+                await until(single, "progress")
+    (mine,) = [whole for whole in collector.wholes if values(whole)["klein.caller"] == "web"]
+    others = [collector.children(whole) for whole in collector.wholes if whole is not mine]
+    assert len(others) == 200
+    assert sum(any(child["name"] == "step" for child in children) for children in others) < 5
+    first_step = next(child for child in collector.children(mine) if child["name"] == "step")
+    ready = max(ended(child) for child in collector.children(mine) if child["name"] in ("text", "references"))
+    steps = [began(child) for children in others for child in children if child["name"] == "step"]
+    assert sum(ready <= step < began(first_step) for step in steps) <= 1
+    beside = {began(child) for children in others for child in children if child["name"] in ("text", "references")}
+    intake = next(child for child in collector.children(mine) if child["name"] == "intake")
+    assert sum(ended(intake) <= unit < ready for unit in beside) <= 1
 
 
 async def test_rotation_under_load(secured: Secured) -> None:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from klein.v1 import image_pb2_grpc
 
 from tests.e2e.calls import NONE, edit, generate, opened, png, refused, until
-from tests.e2e.collector import Collector, collecting, seconds, values
+from tests.e2e.collector import Collector, began, collecting, ended, seconds, values
 from tests.e2e.conftest import ENDLESS, served
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -88,8 +88,8 @@ async def test_children_add_up(load: Load) -> None:
         children = collector.children(whole)
         assert sum(map(seconds, children)) == pytest.approx(seconds(whole), rel=0.05)
         for one, other in pairwise(children):
-            assert int(one["endTimeUnixNano"]) <= int(other["startTimeUnixNano"]) + 1000
-        assert int(children[0]["startTimeUnixNano"]) >= int(whole["startTimeUnixNano"])
+            assert ended(one) <= began(other) + 1000
+        assert began(children[0]) >= began(whole)
 
 
 async def test_stages(load: Load) -> None:
@@ -117,9 +117,9 @@ async def test_shared_steps(load: Load) -> None:
         found = [child for child in children if child["name"] == "step"]
         assert max(values(step)["klein.requests"] for step in found) == most
     steps = [span for span in load.collector.spans if span["name"] == "step"]
-    middles = [(int(step["startTimeUnixNano"]) + int(step["endTimeUnixNano"])) / 2 for step in steps]
+    middles = [(began(step) + ended(step)) / 2 for step in steps]
     for step in steps:
-        during = [at for at in middles if int(step["startTimeUnixNano"]) < at < int(step["endTimeUnixNano"])]
+        during = [at for at in middles if began(step) < at < ended(step)]
         assert len(during) == values(step)["klein.requests"]
     assert max(load.max_step_requests.values()) > 1
 
@@ -145,9 +145,9 @@ def _behind_others(load: Load, gap: dict[str, Any], next_: dict[str, Any]) -> fl
     """Seconds of a gap in which the thread that then did the next stage was at work for other requests."""
     thread = ("step",) if next_["name"] == "step" else BESIDE if next_["name"] in BESIDE else ()
     theirs = [s for s in load.collector.spans if s["name"] in thread and s["parentSpanId"] != gap["parentSpanId"]]
-    at, until_, covered = int(gap["startTimeUnixNano"]), int(gap["endTimeUnixNano"]), 0
-    for span in sorted(theirs, key=lambda span: int(span["startTimeUnixNano"])):
-        start, end = max(at, int(span["startTimeUnixNano"])), min(until_, int(span["endTimeUnixNano"]))
+    at, until_, covered = began(gap), ended(gap), 0
+    for span in sorted(theirs, key=began):
+        start, end = max(at, began(span)), min(until_, ended(span))
         covered, at = covered + max(0, end - start), max(at, end)
     return covered / 1e9
 
