@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kleinserve.core import Completed, Failed, Outcome
+from kleinserve.core import Accepted, Completed, Failed, Outcome, Progress, Started
 from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Stream
 from kleinserve.errors import (
@@ -132,6 +133,28 @@ async def test_where_the_commit_fails_nobody_gets_an_image(stage: Stage, failure
         with pytest.raises(LedgerUnavailable if isinstance(failure, LedgerUnavailable) else Internal):
             await told(stream)
     assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 0
+
+
+async def test_what_waits_for_the_others_is_not_silent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten seconds, and again and again, its readers hear how long the others take yet; attached ones too."""
+    streams = await opened(stage, "key")
+    stage.backend.tell("a", Progress(4, 4, 0.2))
+    stage.draw("a")
+    assert stage.desk.jobs._silence[streams[0].job].when() == streams[0].job.told + 10.0
+    monkeypatch.setattr("kleinserve.desk.jobs._SILENCE_SECONDS", 0.001)
+    stage.backend.tell("b", Progress(4, 4, 0.2))
+    stage.draw("b")
+    attached = await stage.desk.attach("key/b", replace(ASKED, request_id="d"))
+    for stream in (streams[1], attached):
+        events = stream.reader.events()
+        async with asyncio.timeout(30):
+            told = [await anext(events) for _ in range(5)]
+        assert [type(event) for event in told] == [Accepted, Started, Progress, Progress, Progress]
+        assert told[3:] == [Progress(4, 4, 1.0)] * 2  # what "c" was foreseen to take
+    stage.draw("c")
+    await stage.idle()
+    assert {stream.job.error for stream in streams} == {None}
+    assert stage.desk.jobs._silence == {}
 
 
 async def test_what_runs_for_another_is_waited_for(stage: Stage) -> None:

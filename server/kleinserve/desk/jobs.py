@@ -15,6 +15,8 @@ from kleinserve.desk.places import Place
 from kleinserve.errors import Cancelled, DeadlinePassed, Draining, Internal, KleinError
 from kleinserve.metrics import Metrics
 
+_SILENCE_SECONDS = 10.0  # after which a running job's readers are told its progress again
+
 log = structlog.get_logger()
 
 
@@ -28,6 +30,7 @@ class Jobs:
         self._place: dict[Job, Place] = {}
         self._bundle: dict[Job, Bundle] = {}
         self._expiry: dict[Job, asyncio.TimerHandle] = {}
+        self._silence: dict[Job, asyncio.TimerHandle] = {}
         self._settling: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
 
@@ -92,6 +95,8 @@ class Jobs:
             self._metrics.queue_wait_seconds.labels(job.request.operation.value).observe(job.queue_seconds)
         if before in (Stage.RUNNING, Stage.DELIVERING) and job.stage is Stage.OVER:
             self._metrics.running_requests.dec()
+        if (silence := self._silence.pop(job, None)) is not None:
+            silence.cancel()
         if job.stage is Stage.OVER:
             self.watch(job)
             job.grant.release(ran=job.started is not None, by_server=job.error is not None and job.error.is_by_server)
@@ -119,10 +124,19 @@ class Jobs:
         """The backend's last word: settle the image with those of its bundle, or record that there is none."""
         if isinstance(last, Finished) and job.stage is not Stage.OVER:
             self._bundle[job].draw(job, last.image)
+            self._break_silence(job)
             return
         if isinstance(last, Failed):
             job.fail(last.error)
         self._close(job)
+
+    def _break_silence(self, job: Job) -> None:
+        """Its backend says nothing more: as long as it waits for its bundle, its readers hear of it from here."""
+        self._silence[job] = self._loop.call_at(job.told + _SILENCE_SECONDS, self._remind, job)
+
+    def _remind(self, job: Job) -> None:
+        job.remind(max(each.estimated_remaining for each in self._bundle[job].jobs))
+        self._break_silence(job)
 
     def _settle(self, bundle: Bundle) -> None:
         """All its images are drawn."""
