@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ import trustme
 from klein.v1 import image_pb2, image_pb2_grpc
 from kleinclient import AsyncClient
 
-from tests.e2e.calls import generate, opened, until
+from tests.e2e.calls import NONE, generate, opened, until
 from tests.e2e.collector import began, collecting, ended, values
 from tests.e2e.conftest import ENDLESS, Serving, served
 from tests.identity.pki import DAY, DNS, LOCAL, URI, Leaf, leaf, pem
@@ -63,7 +63,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     chain, key = leaf(authority, *LOCAL).write(folder)
     (folder / "callers.toml").write_text(callers_file())
     flags = ("--callers", str(folder / "callers.toml"), "--tls-certificate", str(chain), "--tls-key", str(key))
-    with served(*flags, "--ledger", f"sqlite:///{folder}/usage.db", KLEINSERVE_STEP_TOKENS_MAX="1") as server:
+    settings = {"KLEINSERVE_STEP_TOKENS_MAX": "1", "KLEINSERVE_MAX_STEPS": str(ENDLESS)}
+    with served(*flags, "--ledger", f"sqlite:///{folder}/usage.db", **settings) as server:
         yield Secured(server, authority, folder)
 
 
@@ -149,26 +150,27 @@ async def test_one_request_does_not_wait_for_two_hundred(tmp_path: Path) -> None
             async with opened(server.target) as channel, asyncio.timeout(120):
                 stub = image_pb2_grpc.ImageServiceStub(channel)
                 many, one = ([("authorization", f"Bearer {TOKENS[name]}")] for name in ("batch", "web"))
-                calls = [stub.Generate(generate(seed, steps=ENDLESS // 2), metadata=many) for seed in range(200)]
+                large = [generate(seed, (256, 256), 200, preview=NONE) for seed in range(200)]
+                calls = [stub.Generate(request, metadata=many) for request in large]
                 for call in calls:
                     await until(call, "accepted")
-                single = stub.Generate(generate(200, steps=ENDLESS), metadata=one)
+                single = stub.Generate(generate(200, steps=ENDLESS, preview=NONE), metadata=one)
                 await until(single, "progress")
     (mine,) = [whole for whole in collector.wholes if values(whole)["klein.caller"] == "web"]
     others = [collector.children(whole) for whole in collector.wholes if whole is not mine]
     assert len(others) == 200
-    assert sum(any(child["name"] == "step" for child in children) for children in others) < 5
+    assert sum(any(child["name"] == "step" for child in children) for children in others) < 20
     first_step = next(child for child in collector.children(mine) if child["name"] == "step")
     ready = max(ended(child) for child in collector.children(mine) if child["name"] in ("text", "references"))
     steps = [began(child) for children in others for child in children if child["name"] == "step"]
     assert sum(ready <= step < began(first_step) for step in steps) <= 1
-    beside = {began(child) for children in others for child in children if child["name"] in ("text", "references")}
-    intake = next(child for child in collector.children(mine) if child["name"] == "intake")
-    assert sum(ended(intake) <= unit < ready for unit in beside) <= 1
 
 
 async def test_rotation_under_load(secured: Secured) -> None:
-    """New tokens and certificates count at once on SIGHUP, a bad file changes nothing, and no stream is lost."""
+    """New tokens and certificates count at once on SIGHUP, a bad file changes nothing, and no stream is lost.
+
+    One of the streams cannot end before the files have changed: it is still drawn afterwards.
+    """
 
     def counted(what: str, outcome: str) -> float:
         text = f'klein_reloads_total{{outcome="{outcome}",what="{what}"}}'
@@ -176,11 +178,12 @@ async def test_rotation_under_load(secured: Secured) -> None:
 
     async def changed(what: str, outcome: str, before: float) -> None:
         secured.server.process.send_signal(signal.SIGHUP)
-        async with asyncio.timeout(60):
-            while counted(what, outcome) == before:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await _until(lambda: counted(what, outcome) != before)
 
     async with secured.client(TOKENS["web"]) as klein:
+        seen: list[int] = []
+        endless = asyncio.create_task(_watch(klein, seen))
+        await _until(lambda: seen)
         begun = [asyncio.Event() for _ in range(4)]
         running = [asyncio.create_task(_image(klein, seed, event)) for seed, event in enumerate(begun)]
         for event in begun:
@@ -203,9 +206,25 @@ async def test_rotation_under_load(secured: Secured) -> None:
         async with secured.client("a-new-token") as renewed:
             await renewed.capabilities()
         assert all(image.data for image in await asyncio.gather(*running))
+        before_now = len(seen)
+        await _until(lambda: len(seen) > before_now + 1 or endless.done())
+        assert not endless.done()
+        endless.cancel()
     before = counted("callers", "ok")
     (secured.folder / "callers.toml").write_text(callers_file())
     await changed("callers", "ok", before)
+
+
+async def _watch(klein: AsyncClient, seen: list[int]) -> None:
+    """Draw without an end; `seen` gets each step whose preview came."""
+    async for preview in klein.generate("a star", size=(64, 64), steps=ENDLESS).previews():
+        seen.append(preview.step)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def _image(klein: AsyncClient, seed: int, begun: asyncio.Event) -> kleinclient.Image:
