@@ -1,4 +1,4 @@
-"""A job's last moments in every order: its backend has finished, and at about the same time it is cancelled or left.
+"""A job's last moments in every order (desk/jobs.py): its backend has finished, and meanwhile it is cancelled or left.
 
 The desk, its ledger and its keys are real; the backend ends a request when it is told to.
 """
