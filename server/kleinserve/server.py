@@ -74,7 +74,7 @@ class Server:
         self._tracing = configured(os.environ)
         self._calls = Calls(table, credentials.authenticator, self._desk, self._books, config, metrics, self._tracing)
         self._grpc = GrpcServer(self._calls, config, credentials.grpc_credentials())
-        debug = Debug(loop, self._desk.shown, self._desk.cancel_request, credentials.is_admin())
+        debug = Debug(loop, self._desk.jobs.shown, self._desk.jobs.cancel_request, credentials.is_admin())
         self._probes = Probes(config, metrics.exposition, self._health, debug)
         self._web: Any = None
         beside = self._tell_health(ledger_changed), self._give_back()
@@ -170,7 +170,7 @@ class Server:
         self.lifecycle.become(State.DRAINING)
         ends = time.monotonic() + grace
         going = [asyncio.create_task(self._grpc.stop(grace + SPARE_SECONDS))]  # connections are told to go now
-        await self._desk.drain(grace)
+        await self._desk.jobs.drain(grace)
         await self._calls.drain(max(0.1, ends - time.monotonic()), cause)
         await self._backend.drain(SPARE_SECONDS)
         going.append(asyncio.create_task(self._grpc.stop(SPARE_SECONDS)))  # watches of our health would stay

@@ -43,7 +43,7 @@ from kleinserve.usage.ledger import NoLedger
 from kleinserve.usage.price import configured
 
 from tests.desk.requests import IMAGE, SPENT
-from tests.scheduler.scripted import FACTS
+from tests.scheduler.scripted import FACTS, Clock
 
 
 @dataclass
@@ -153,12 +153,15 @@ def never(seconds: float, function: Callable[[], None]) -> None:
 
 
 class Stage:
-    """A ready desk on the running event loop, and its parts. `settings` over small bounds."""
+    """A ready desk on the running event loop, and its parts. `settings` over small bounds.
+
+    `clock`: the quota's, in nanoseconds.
+    """
 
     def __init__(self, **settings: Any):
         config = load({"queue_requests_max": 100, "kept_bytes_max": 8 * 200_000, **settings})
         self.metrics, self.lifecycle, self.backend = Metrics(), Lifecycle(), ScriptedBackend()
-        self.intake, self.ledger = ScriptedIntake(), OpenLedger()
+        self.intake, self.ledger, self.clock = ScriptedIntake(), OpenLedger(), Clock(0)
         self.intake.gate.set()
         self.ledger.gate.set()
         self.keys = GatedKeys(self.ledger)
@@ -170,7 +173,7 @@ class Stage:
             self.intake,
             self.books,
             self.ring,
-            SharedQuota(Quota(lambda: 0), None),
+            SharedQuota(Quota(lambda: int(self.clock.now)), None),
             self.lifecycle,
             config,
             self.metrics,
@@ -197,7 +200,7 @@ class Stage:
 
     async def idle(self) -> None:
         """Until no job is left, and all is written."""
-        await self.until(lambda: not self.desk.shown())
+        await self.until(lambda: not self.desk.jobs.shown())
 
     def counted(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kleinserve.core import Completed, Failed, Outcome
+from kleinserve.core import Accepted, Completed, Failed, Outcome, Progress, Started
 from kleinserve.desk.bundle import Bundle
 from kleinserve.desk.desk import Stream
 from kleinserve.errors import (
@@ -55,7 +56,7 @@ async def test_they_are_recorded_in_one_commit(stage: Stage) -> None:
     assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 42_000
     for stream in streams:
         stage.desk.leave(stream)
-    assert (stage.desk.shown(), stage.gauges, stage.waiting, stage.desk._bundle) == ([], (0, 0), 0, {})
+    assert (stage.desk.jobs.shown(), stage.gauges, stage.waiting, stage.desk.jobs._bundle) == ([], (0, 0), 0, {})
 
 
 async def test_references_are_decoded_and_counted_once(stage: Stage) -> None:
@@ -78,9 +79,9 @@ ENDINGS: dict[str, tuple[Callable[[Stage, Stream], object], type[KleinError]]] =
         AcceleratorOutOfMemory,
     ),
     "is left": (lambda stage, stream: stage.desk.leave(stream), Cancelled),
-    "is cancelled": (lambda stage, stream: stage.desk.cancel_request("b"), Cancelled),
-    "is late": (lambda stage, stream: stage.desk._expire(stream.job), DeadlinePassed),
-    "is drained": (lambda stage, stream: stage.desk.end(stream.job, Draining()), Draining),
+    "is cancelled": (lambda stage, stream: stage.desk.jobs.cancel_request("b"), Cancelled),
+    "is late": (lambda stage, stream: stage.desk.jobs._expire(stream.job), DeadlinePassed),
+    "is drained": (lambda stage, stream: stage.desk.jobs.end(stream.job, Draining()), Draining),
 }
 
 
@@ -104,7 +105,7 @@ async def test_where_one_ends_all_do(stage: Stage, how: str, drawn: tuple[str, .
     await stage.idle()
     assert sorted(record.request_id for record in stage.ledger.records) == list(NAMES)
     assert {record.usage.billable for record in stage.ledger.records} == {False}
-    assert (stage.gauges, stage.waiting, stage.ring._held, stage.desk._bundle) == ((0, 0), 0, {}, {})
+    assert (stage.gauges, stage.waiting, stage.ring._held, stage.desk.jobs._bundle) == ((0, 0), 0, {}, {})
     for stream in streams:
         if stream.reader in stream.job.readers:  # who has left hears nothing
             with pytest.raises(error):
@@ -114,7 +115,7 @@ async def test_where_one_ends_all_do(stage: Stage, how: str, drawn: tuple[str, .
 async def test_what_is_drawn_after_one_has_failed_is_not_billed(stage: Stage) -> None:
     """A backend that could not stop in time."""
     streams = await opened(stage)
-    stage.desk.end(streams[0].job, Draining())
+    stage.desk.jobs.end(streams[0].job, Draining())
     for name in NAMES:
         stage.draw(name)
     await stage.idle()
@@ -132,6 +133,28 @@ async def test_where_the_commit_fails_nobody_gets_an_image(stage: Stage, failure
         with pytest.raises(LedgerUnavailable if isinstance(failure, LedgerUnavailable) else Internal):
             await told(stream)
     assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 0
+
+
+async def test_what_waits_for_the_others_is_not_silent(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten seconds, and again and again, its readers hear how long the others take yet; attached ones too."""
+    streams = await opened(stage, "key")
+    stage.backend.tell("a", Progress(4, 4, 0.2))
+    stage.draw("a")
+    assert stage.desk.jobs._silence[streams[0].job].when() == streams[0].job.told + 10.0
+    monkeypatch.setattr("kleinserve.desk.jobs._SILENCE_SECONDS", 0.001)
+    stage.backend.tell("b", Progress(4, 4, 0.2))
+    stage.draw("b")
+    attached = await stage.desk.attach("key/b", replace(ASKED, request_id="d"))
+    for stream in (streams[1], attached):
+        events = stream.reader.events()
+        async with asyncio.timeout(30):
+            told = [await anext(events) for _ in range(5)]
+        assert [type(event) for event in told] == [Accepted, Started, Progress, Progress, Progress]
+        assert told[3:] == [Progress(4, 4, 1.0)] * 2  # what "c" was foreseen to take
+    stage.draw("c")
+    await stage.idle()
+    assert {stream.job.error for stream in streams} == {None}
+    assert stage.desk.jobs._silence == {}
 
 
 async def test_what_runs_for_another_is_waited_for(stage: Stage) -> None:

@@ -70,7 +70,7 @@ async def test_from_open_to_completed(stage: Stage) -> None:
     assert stage.desk.leave(stream) is JobStage.DELIVERING
     assert stage.gauges == (0, 0)
     assert stream.job.image is None  # nobody keeps it
-    assert stage.desk.shown() == []
+    assert stage.desk.jobs.shown() == []
     [record] = stage.ledger.records
     assert (record.outcome, record.usage.billable, record.references, record.steps_run) == (
         Outcome.DELIVERED, True, 2, 4,
@@ -113,7 +113,7 @@ async def test_nothing_is_left_of_what_is_refused(where: str, error: KleinError)
     with pytest.raises(type(error)):
         await stage.open(draft=draft, caller=LIMITED)
     assert stage.waiting == places
-    assert [job["request_id"] for job in stage.desk.shown() if job["request_id"] == "a"] == []
+    assert [job["request_id"] for job in stage.desk.jobs.shown() if job["request_id"] == "a"] == []
     assert await stage.keys.find("web", "k") is None
     assert (stage.ring._held, stage.shelf.bytes) == ({}, 0)
     stage.desk._quota.join(LIMITED).release(ran=False, by_server=False)
@@ -207,7 +207,7 @@ async def test_a_patient_reader_lifts_the_deadline_and_its_leaving_brings_it_bac
     assert (request_id, priority) == ("a", Priority.BATCH)
     assert left is not None
     assert left <= 60
-    assert stage.desk._expiry[first.job].when() == now + 60
+    assert stage.desk.jobs._expiry[first.job].when() == now + 60
 
 
 async def test_a_job_holds_no_pixels(stage: Stage) -> None:
@@ -238,7 +238,7 @@ async def test_what_cannot_be_written_down_is_not_delivered(
         await told(stream)
     stage.desk.leave(stream)
     stage.ledger.failure = None
-    await stage.until(lambda: not stage.desk.shown())
+    await stage.until(lambda: not stage.desk.jobs.shown())
     assert await stage.keys.find("anonymous", "k") is None
     assert stage.counted("klein_cost_microusd_total", caller="anonymous", operation="generate") == 0
 
@@ -275,7 +275,7 @@ async def test_megapixels_of_what_an_operator_ended_come_back(stage: Stage) -> N
     caller = replace(LIMITED, megapixels_per_minute=1)
     stream = await stage.open("a", caller=caller)
     stage.start("a")
-    assert stage.desk.cancel_request("a")
+    assert stage.desk.jobs.cancel_request("a")
     stage.desk.leave(stream)
     await stage.open("b", caller=caller)
 
@@ -283,7 +283,7 @@ async def test_megapixels_of_what_an_operator_ended_come_back(stage: Stage) -> N
 async def test_draining_waits_for_what_was_admitted(stage: Stage) -> None:
     """It returns when the last job has ended, and ends none itself."""
     stream = await stage.open()
-    draining = asyncio.ensure_future(stage.desk.drain(60))
+    draining = asyncio.ensure_future(stage.desk.jobs.drain(60))
     await asyncio.sleep(0)
     stage.start()
     stage.draw()
@@ -295,7 +295,7 @@ async def test_after_the_grace_the_rest_is_told(stage: Stage) -> None:
     """Waiting and running jobs end with DRAINING, which is ours: the record says FAILED."""
     streams = [await stage.open(name) for name in "ab"]
     stage.start("a")
-    await stage.desk.drain(0)
+    await stage.desk.jobs.drain(0)
     for name, stream in zip("ab", streams, strict=True):
         with pytest.raises(Draining):
             await told(stream)
@@ -307,10 +307,10 @@ async def test_after_the_grace_the_rest_is_told(stage: Stage) -> None:
 async def test_an_operator_sees_jobs_and_can_end_them(stage: Stage) -> None:
     """What is shown has no prompt; an id that is not there is said to be none."""
     stream = await stage.open(draft=drafted(client_tag="x"))
-    [shown] = stage.desk.shown()
+    [shown] = stage.desk.jobs.shown()
     assert (shown["request_id"], shown["stage"], shown["size"], shown["readers"]) == ("a", "queue", "64x64", 1)
     assert "a star" not in str(shown)
-    assert not stage.desk.cancel_request("b")
-    assert stage.desk.cancel_request("a")
+    assert not stage.desk.jobs.cancel_request("b")
+    assert stage.desk.jobs.cancel_request("a")
     with pytest.raises(Cancelled, match="operator"):
         await told(stream)

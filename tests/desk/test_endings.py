@@ -1,4 +1,4 @@
-"""A job's last moments in every order: its backend has finished, and at about the same time it is cancelled or left.
+"""A job's last moments in every order (desk/jobs.py): its backend has finished, and meanwhile it is cancelled or left.
 
 The desk, its ledger and its keys are real; the backend ends a request when it is told to.
 """
@@ -132,7 +132,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     desk = Desk(backend, NoIntake(), books, ring, quota, lifecycle, config, metrics)
     await backend.start(lifecycle.become)
     yield House(desk, backend, ledger, metrics, shelf)
-    await desk.drain(10.0)
+    await desk.jobs.drain(10.0)
     await books.close()
 
 
@@ -149,7 +149,7 @@ async def ending(house: House, how: str, key: str, stream: Stream) -> None:
         case "cancel by key":
             await house.desk.cancel(key, ANONYMOUS)
         case "cancel by id":
-            house.desk.cancel_request(stream.job.request.request_id)
+            house.desk.jobs.cancel_request(stream.job.request.request_id)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_one_record_whenever_it_ends(house: House, how: str, has_key: bool
             await turns(offset)
             ended = asyncio.create_task(ending(house, how, key, stream))
         await ended
-        await house.desk.drain(10.0)
+        await house.desk.jobs.drain(10.0)
         if how != "leave":
             house.desk.leave(stream)
         record = await one_record(house, request_id)
@@ -186,7 +186,7 @@ async def test_one_record_whenever_it_ends(house: House, how: str, has_key: bool
             assert again.reader is not stream.reader
             assert (again.job.request.request_id == request_id) == is_kept
             house.desk.leave(again)
-            await house.desk.drain(10.0)
+            await house.desk.jobs.drain(10.0)
     assert outcomes == {Outcome.DELIVERED, Outcome.CANCELLED}, "the moments are spread over both"
 
 
@@ -203,11 +203,11 @@ async def test_an_image_evicted_while_it_is_read_is_delivered_all_the_same(house
     """Whoever has read the whole image has had it: asking again is RESULT_GONE, and no second drawing for nothing."""
     stream = await house.open("first")
     house.backend.finish(stream.job.request.request_id)
-    await house.desk.drain(10.0)
+    await house.desk.jobs.drain(10.0)
     for number in range(12):  # the caller's share of the shelf is ten
         other = await house.open(f"other {number}")
         house.backend.finish(other.job.request.request_id)
-        await house.desk.drain(10.0)
+        await house.desk.jobs.drain(10.0)
         house.desk.leave(other)
     events = [type(event).__name__ async for event in stream.reader.events()]
     assert events[-2:] == ["EncodedImage", "Completed"]
@@ -223,7 +223,7 @@ async def test_what_was_kept_for_its_time_is_gone(house: House, monkeypatch: pyt
     monkeypatch.setattr(house.shelf, "_seconds", 0.05)
     stream = await house.open("old")
     house.backend.finish(stream.job.request.request_id)
-    await house.desk.drain(10.0)
+    await house.desk.jobs.drain(10.0)
     house.desk.delivered(stream)
     house.desk.leave(stream)
     async with asyncio.timeout(30):

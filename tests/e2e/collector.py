@@ -40,7 +40,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def children(self, whole: dict[str, Any]) -> list[dict[str, Any]]:
         """A span's children, in the order of their time."""
         found = [span for span in self.spans if span.get("parentSpanId") == whole["spanId"]]
-        return sorted(found, key=lambda span: int(span["startTimeUnixNano"]))
+        return sorted(found, key=began)
 
     def request(self, request_id: str) -> dict[str, Any]:
         (found,) = [whole for whole in self.wholes if values(whole)["klein.request_id"] == request_id]
@@ -70,5 +70,14 @@ def values(span: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def began(span: dict[str, Any]) -> int:
+    """In nanoseconds since 1970."""
+    return int(span["startTimeUnixNano"])
+
+
+def ended(span: dict[str, Any]) -> int:
+    return int(span["endTimeUnixNano"])
+
+
 def seconds(span: dict[str, Any]) -> float:
-    return (int(span["endTimeUnixNano"]) - int(span["startTimeUnixNano"])) / 1e9
+    return (ended(span) - began(span)) / 1e9

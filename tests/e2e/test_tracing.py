@@ -4,18 +4,22 @@ import asyncio
 import json
 from base64 import b64decode
 from collections.abc import AsyncIterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
 from klein.v1 import image_pb2_grpc
 
-from tests.e2e.calls import edit, generate, opened, png, refused, until
-from tests.e2e.collector import Collector, collecting, seconds, values
-from tests.e2e.conftest import served
+from tests.e2e.calls import NONE, edit, generate, opened, png, refused, until
+from tests.e2e.collector import Collector, began, collecting, ended, seconds, values
+from tests.e2e.conftest import ENDLESS, served
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+STEPS = 12  # of the slow request
+WAITING = ("queue", "wait")
+BESIDE = ("text", "references", "decode")  # what the thread beside the steps does
 SECRETS = ("red circle", "make it green", "a-key-of-mine", "a-tag-of-mine")
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -28,11 +32,11 @@ class Load:
         self.timings: dict[str, dict[str, float]] = {}
         self.max_step_requests: dict[str, int] = {}
         self.log = collector.file.with_name("log")
-        self.continued = self.cancelled = self.refused = ""
+        self.continued = self.cancelled = self.refused = self.slow = ""
 
     async def finish(self, call: Any) -> str:
         request_id = ""
-        async for event in call:
+        while (event := await call.read()) is not grpc.aio.EOF:
             request_id = event.request_id
             if event.HasField("completed"):
                 said = event.completed.timings
@@ -44,10 +48,10 @@ class Load:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def load(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Load]:
-    """Ten generations and edits at once, one cancelled, one refused, through a server that then ends."""
+    """Eleven generations and edits at once, one cancelled, one refused, through a server that then ends."""
     with collecting(tmp_path_factory.mktemp("traces")) as collector:
         load = Load(collector)
-        settings = {"STEP_TOKENS_MAX": "600", "SLOW_REQUEST_SECONDS": "0.0001"}
+        settings = {"STEP_TOKENS_MAX": "600", "MAX_STEPS": str(ENDLESS), "SLOW_REQUEST_SECONDS": "0.0001"}
         environment = {f"KLEINSERVE_{name}": value for name, value in settings.items()}
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.target
         with served(log=load.log, **environment) as server:
@@ -61,11 +65,16 @@ async def _run(load: Load, stub: Any) -> None:
     calls = [stub.Generate(generate(seed, (size, size))) for seed, size in enumerate((64, 64, 64, 128, 128, 256))]
     calls += [stub.Edit(edit([png(96, 64)], seed, client_tag="a-tag-of-mine")) for seed in range(3)]
     calls.append(stub.Generate(generate(7, idempotency_key="a-key-of-mine"), metadata=parent))
-    leaving = stub.Generate(generate(8, (256, 256), 50))
+    leaving = stub.Generate(generate(8, (256, 256), ENDLESS, preview=NONE))
     load.cancelled = (await until(leaving, "progress")).request_id
+    large = {"width": 256, "height": 256, "steps": STEPS, "priority": "PRIORITY_BATCH", "preview": NONE}
+    asked = edit([png(256, 256), png(256, 256, "blue")], 9, **large)  # no step has room for it and another
+    asked.prompt = "make it blue"
+    slow = stub.Edit(asked)
+    await until(slow, "queued")
     leaving.cancel()
     await asyncio.gather(*(load.finish(call) for call in calls[:-1]))
-    load.continued = await load.finish(calls[-1])
+    load.continued, load.slow = await load.finish(calls[-1]), await load.finish(slow)
     _, _, details = await refused(stub.Generate(generate(9, (63, 64))))
     load.refused = details["ErrorInfo"].metadata["request_id"]
 
@@ -79,18 +88,20 @@ async def test_children_add_up(load: Load) -> None:
         children = collector.children(whole)
         assert sum(map(seconds, children)) == pytest.approx(seconds(whole), rel=0.05)
         for one, other in pairwise(children):
-            assert int(one["endTimeUnixNano"]) <= int(other["startTimeUnixNano"]) + 1000
-        assert int(children[0]["startTimeUnixNano"]) >= int(whole["startTimeUnixNano"])
+            assert ended(one) <= began(other) + 1000
+        assert began(children[0]) >= began(whole)
 
 
 async def test_stages(load: Load) -> None:
     """A finished request's children are its stages, and last as long as `completed` says."""
     for request_id, said in load.timings.items():
-        children = load.collector.children(load.collector.request(request_id))
+        whole = load.collector.request(request_id)
+        children, count = load.collector.children(whole), values(whole)["klein.steps"]
         spent = {"intake": 0.0, "step": 0.0, "text": 0.0, "decode": 0.0, "encode": 0.0, "delivery": 0.0}
         for child in children:
             spent[child["name"]] = spent.get(child["name"], 0.0) + seconds(child)
-        assert [values(child)["klein.step"] for child in children if child["name"] == "step"] == [1, 2, 3, 4]
+        found = [values(child)["klein.step"] for child in children if child["name"] == "step"]
+        assert found == list(range(1, count + 1))
         assert spent["step"] == pytest.approx(said["denoise"], abs=0.002)
         assert spent["decode"] == pytest.approx(
             said["decode"], abs=0.02
@@ -106,18 +117,39 @@ async def test_shared_steps(load: Load) -> None:
         found = [child for child in children if child["name"] == "step"]
         assert max(values(step)["klein.requests"] for step in found) == most
     steps = [span for span in load.collector.spans if span["name"] == "step"]
-    middles = [(int(step["startTimeUnixNano"]) + int(step["endTimeUnixNano"])) / 2 for step in steps]
+    middles = [(began(step) + ended(step)) / 2 for step in steps]
     for step in steps:
-        during = [at for at in middles if int(step["startTimeUnixNano"]) < at < int(step["endTimeUnixNano"])]
+        during = [at for at in middles if began(step) < at < ended(step)]
         assert len(during) == values(step)["klein.requests"]
     assert max(load.max_step_requests.values()) > 1
 
 
 async def test_slow_request(load: Load) -> None:
-    """The trace of the slowest request says by its children's names that most of its time went into steps and queue."""
-    slowest = max(map(load.collector.request, load.timings), key=seconds)
-    known = [child for child in load.collector.children(slowest) if child["name"] not in ("wait", "intake")]
-    assert sum(map(seconds, known)) > 0.5 * seconds(slowest)
+    """Of a slow request every stage and each step is there, and what it waited besides others had the thread for."""
+    whole, said = load.collector.request(load.slow), load.timings[load.slow]
+    children = load.collector.children(whole)
+    ran = [child for child in children if child["name"] not in WAITING]
+    assert [values(child)["klein.step"] for child in ran if child["name"] == "step"] == list(range(1, STEPS + 1))
+    stages = ["intake", "text", "references", "step", "decode", "encode", "settle", "delivery"]
+    assert [name for name, _ in groupby(child["name"] for child in ran)] == stages
+    for name, stage in {"denoise": "step", **{name: name for name in (*BESIDE, "encode")}}.items():
+        spent = sum(seconds(child) for child in ran if child["name"] == stage)
+        assert spent == pytest.approx(said[name], rel=0.05, abs=0.001)
+    pairs = [(child, next_) for child, next_ in pairwise(children) if child["name"] in WAITING]
+    assert "queue" in {gap["name"] for gap, _ in pairs}
+    waited = sum(_behind_others(load, gap, next_) for gap, next_ in pairs)
+    assert sum(map(seconds, ran)) + waited == pytest.approx(seconds(whole), rel=0.05)
+
+
+def _behind_others(load: Load, gap: dict[str, Any], next_: dict[str, Any]) -> float:
+    """Seconds of a gap in which the thread that then did the next stage was at work for other requests."""
+    thread = ("step",) if next_["name"] == "step" else BESIDE if next_["name"] in BESIDE else ()
+    theirs = [s for s in load.collector.spans if s["name"] in thread and s["parentSpanId"] != gap["parentSpanId"]]
+    at, until_, covered = began(gap), ended(gap), 0
+    for span in sorted(theirs, key=began):
+        start, end = max(at, began(span)), min(until_, ended(span))
+        covered, at = covered + max(0, end - start), max(at, end)
+    return covered / 1e9
 
 
 async def test_slow_request_line(load: Load) -> None:

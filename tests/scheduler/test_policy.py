@@ -1,7 +1,9 @@
 """The policy in the real loop on a simulated device, beside what other servers do, and its rules one by one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from statistics import fmean
 
 import pytest
@@ -9,14 +11,15 @@ from kleinserve.core import Priority, Size
 from kleinserve.scheduler.policy import BATCH, INTERACTIVE, STANDARD, STRETCH, Standing, order, pick
 from kleinserve.scheduler.turns import Account
 
+from tests.scheduler.scripted import ScriptedRender
 from tests.scheduler.simulator import (
     KLEIN,
     KLEIN_MIX,
     LARGE,
-    MIDDLE,
     SMALL,
     Serve,
     Simulated,
+    Simulation,
     equal_share,
     first_come,
     first_come_with_deadlines,
@@ -178,9 +181,24 @@ def test_batch_work_does_not_delay_others_and_is_not_starved() -> None:
     assert all(one.finished is not None for one in arrivals)
 
 
-def test_a_caller_with_few_requests_does_not_wait_behind_one_with_many() -> None:
-    """One request beside two hundred of another caller finishes among the first."""
+@pytest.mark.parametrize("step_tokens_max", [1, 8192], ids=["one by one", "shared"])
+@pytest.mark.parametrize("arrived", [0.05, 0.2, 1.0, 3.0])
+def test_beside_two_hundred_of_another_caller_one_request_waits_for_one_turn(
+    step_tokens_max: int, arrived: float
+) -> None:
+    """At most one step begins before its first, and at most one between its steps, overdue as the others may be."""
+    simulation, steps = Simulation(replace(KLEIN, step_tokens_max=step_tokens_max)), list[set[str]]()
+
+    def step(renders: Sequence[ScriptedRender]) -> None:
+        if simulation.clock.now >= arrived:
+            steps.append({render.request.caller for render in renders})
+
+    simulation.engine.failures["step"] = step
     flood = [Simulated(SMALL, 0.0, KLEIN.alone(SMALL), caller="many") for _ in range(200)]
-    single = Simulated(MIDDLE, 0.0, KLEIN.alone(MIDDLE), caller="one")
-    ours([*flood, single], KLEIN)
-    assert sum(one.latency < single.latency for one in flood) < 40
+    single = Simulated(SMALL, arrived, KLEIN.alone(SMALL), caller="one")
+    simulation.run([*flood, single])
+    assert single.finished is not None
+    assert sum(one.latency > single.finished for one in flood) > 50
+    mine = [number for number, callers in enumerate(steps) if "one" in callers]
+    assert len(mine) == 4
+    assert max(after - before for before, after in pairwise([-1, *mine])) <= 2

@@ -45,3 +45,14 @@ def test_after_an_aged_step_it_is_the_others_turn() -> None:
         assert not ration.aged_first
     ration.spend(1.0, is_aged=False)
     assert ration.aged_first
+
+
+def test_a_short_aged_piece_does_not_pay_for_a_long_one() -> None:
+    """Also not one that took no time at all: the others still have their share to come."""
+    ration = Ration()
+    ration.spend(1.0, is_aged=True)
+    ration.spend(0.0, is_aged=True)
+    ration.spend(0.9, is_aged=False)
+    assert not ration.aged_first
+    ration.spend(0.1, is_aged=False)
+    assert ration.aged_first

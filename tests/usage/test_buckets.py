@@ -1,6 +1,7 @@
 """Buckets of megapixels that servers share (desk/quota.py)."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,15 +10,26 @@ from kleinserve.core import Caller
 from kleinserve.desk.quota import SharedQuota
 from kleinserve.errors import LedgerUnavailable, QuotaExceeded
 from kleinserve.identity.limits import Grant, Quota
+from kleinserve.usage import buckets
 from kleinserve.usage.buckets import SqlBuckets
 from kleinserve.usage.sql import SqlLedger
 
+from tests.scheduler.scripted import Clock
 from tests.usage.postgres import Postgres
 from tests.usage.slow import held
 from tests.usage.some import rows
 
 WEB = Caller("web", requests_max=100, megapixels_per_minute=6)
 RACERS = 20
+SECOND, MILLISECOND = 10**6, 10**3
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The databases' clock, in microseconds, which now stands still until someone moves it."""
+    clock = Clock(1_700_000_000 * SECOND)
+    monkeypatch.setattr(buckets, "now", lambda connection: clock.now)
+    return clock
 
 
 @asynccontextmanager
@@ -41,32 +53,44 @@ async def admit(quota: SharedQuota, caller: Caller, megapixels: int) -> Grant:
     return grant
 
 
-async def test_one_bucket(postgres: Postgres) -> None:
-    """What one server admits the other lacks; the refusal names the limit and says when it fits."""
+async def test_one_bucket(postgres: Postgres, clock: Clock) -> None:
+    """What one server admits the other lacks, to the millisecond; the refusal names the limit and says when it fits."""
     async with quotas(postgres.database()) as (first, second):
         await admit(first, WEB, 4)
+        clock.now += SECOND
         with pytest.raises(QuotaExceeded) as caught:
             await admit(second, WEB, 3)
         assert (caught.value.limit, caught.value.value) == ("megapixels_per_minute", 6)
-        assert 0 < float(caught.value.retry_seconds or 0) <= 10.0
+        assert caught.value.retry_seconds == 9.0
         await admit(second, WEB, 2)
         await admit(second, Caller("other", megapixels_per_minute=6), 6)
 
 
-async def test_it_refills(postgres: Postgres) -> None:
-    """After the time that a refusal names the same fits."""
-    fast = Caller("fast", megapixels_per_minute=600)
+async def test_it_refills(postgres: Postgres, clock: Clock) -> None:
+    """After the time that a refusal names the same fits, and not a millisecond before."""
     async with quotas(postgres.database()) as (first, second):
-        await admit(first, fast, 600)
+        await admit(first, WEB, 6)
+        for wait, said in ((0, 50.0), (50 * SECOND - MILLISECOND, 0.001)):
+            clock.now += wait
+            with pytest.raises(QuotaExceeded) as caught:
+                await admit(second, WEB, 5)
+            assert caught.value.retry_seconds == said
+        clock.now += MILLISECOND
+        await admit(second, WEB, 5)
+
+
+async def test_the_time_is_the_database_s(url: str) -> None:
+    """A refusal says when the bucket is full again: in a minute, less what has passed since it was emptied."""
+    async with quotas(url, 1) as (only,):
+        began = time.monotonic()
+        await admit(only, WEB, 6)
         with pytest.raises(QuotaExceeded) as caught:
-            await admit(second, fast, 5)
-        delay = float(caught.value.retry_seconds or 0)
-        assert delay <= 0.5
-        await asyncio.sleep(delay)
-        await admit(second, fast, 5)
+            await admit(only, WEB, 6)
+        passed = time.monotonic() - began
+    assert 60.0 - passed <= float(caught.value.retry_seconds or 0) <= 60.0
 
 
-async def test_racing(postgres: Postgres) -> None:
+async def test_racing(postgres: Postgres, clock: Clock) -> None:
     """Of many at once on two servers exactly as many are admitted as fit."""
     async with quotas(postgres.database()) as both:
         race = [admit(each, WEB, 1) for _ in range(RACERS // 2) for each in both]
@@ -77,16 +101,18 @@ async def test_racing(postgres: Postgres) -> None:
 @pytest.mark.parametrize(
     ("ran", "by_server", "comes_back"), [(False, False, True), (True, True, True), (True, False, False)]
 )
-async def test_what_comes_back(postgres: Postgres, ran: bool, by_server: bool, comes_back: bool) -> None:
-    """Megapixels come back, for all servers, if no step ran or the server ended the request; once."""
+async def test_what_comes_back(postgres: Postgres, clock: Clock, ran: bool, by_server: bool, comes_back: bool) -> None:
+    """Megapixels come back, for all servers, if no step ran or the server ended the request; once, and none repaid."""
     async with quotas(postgres.database()) as (first, second):
-        grant = await admit(first, WEB, 6)
+        grant = await admit(first, WEB, 2)
+        await admit(second, WEB, 4)
+        clock.now += 10 * SECOND  # which repay one of the two
         for _ in range(2):
             grant.release(ran=ran, by_server=by_server)
-        if comes_back:
-            await admit(first, WEB, 6)  # after what was posted before
-        with pytest.raises(QuotaExceeded):
+        await admit(first, WEB, 1)  # after what was posted before
+        with pytest.raises(QuotaExceeded) as caught:
             await admit(second, WEB, 6)
+    assert caught.value.retry_seconds == (50.0 if comes_back else 60.0)
 
 
 async def test_more_than_the_bucket(postgres: Postgres) -> None:

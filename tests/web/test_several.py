@@ -35,7 +35,7 @@ class House:
 
     async def running(self, count: int = 3) -> list[str]:
         """The requests' ids, once so many have been admitted, all started."""
-        await self.stage.until(lambda: len(self.stage.desk.shown()) == count)
+        await self.stage.until(lambda: len(self.stage.desk.jobs.shown()) == count)
         ids = [request.request_id for request, _ in self.stage.backend.submitted][-count:]
         for request_id in ids:
             self.stage.start(request_id)
@@ -150,7 +150,7 @@ async def test_references_are_decoded_once() -> None:
         parts = [("image[]", ("a.png", b"file", "image/png"))] * 2
         fields = {"prompt": "a circle", "n": "3", "size": "64x64"}
         asked = asyncio.create_task(house.client.post(EDITS, data=fields, files=parts))
-        await house.stage.until(lambda: len(house.stage.desk.shown()) == 3)
+        await house.stage.until(lambda: len(house.stage.desk.jobs.shown()) == 3)
         request = house.client.build_request("POST", EDITS, data=fields, files=parts)
         counted = house.stage.desk._reception._places.bytes
         assert abs(counted - len(request.read()) - 2 * 96 * 64 * 3) <= 3 + 64  # the shares are rounded, boundaries vary

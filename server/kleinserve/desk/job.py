@@ -46,8 +46,8 @@ class Job:
     """What the desk knows of one request. Its backend tells it through `take`; its readers are told by it.
 
     `on_change` is called when the stage has changed, `on_last` with the backend's last word. `accept_microseconds`:
-    since 1970. `submitted`, `started`, `last_word` (the backend's) and `settled` (its image) on the event loop's clock.
-    `error`: why it ended, the first cause.
+    since 1970. `submitted`, `started`, `told` (when its readers heard anything last), `last_word` (the backend's) and
+    `settled` (its image) on the event loop's clock. `error`: why it ended, the first cause.
     """
 
     request: Request
@@ -62,6 +62,7 @@ class Job:
     ended_in: Stage | None = None  # the stage before OVER
     submitted: float = 0.0
     started: float | None = None
+    told: float = 0.0
     last_word: float | None = None
     settled: float | None = None
     readers: set[Reader] = field(default_factory=set)
@@ -100,6 +101,16 @@ class Job:
         """The highest of its readers'."""
         return min((reader.terms.priority for reader in self.readers), key=_URGENCY.index)
 
+    @property
+    def estimated_remaining(self) -> float:
+        """Seconds until its image is drawn, by what its backend said last."""
+        if self.last_word is not None or self.accepted is None:
+            return 0.0
+        if isinstance(self._present, Progress):
+            return self._present.estimated_remaining
+        wait = self._present.estimated_wait if isinstance(self._present, Queued) else 0.0
+        return wait + self.accepted.estimated_duration
+
     def completed(self) -> Completed:
         spent = self.spent
         return Completed(self.usage, spent.timings, spent.max_step_requests, 0)
@@ -134,9 +145,15 @@ class Job:
         else:
             function()
 
+    def remind(self, seconds_left: float) -> None:
+        """Its image is drawn, and what it waits for takes so many seconds yet: its readers hear of it."""
+        total = self._present.total_steps if isinstance(self._present, Progress) else self.request.options.steps
+        self._post(Progress(total, total, seconds_left))
+
     def _post(self, event: Queued | Started | Progress | Preview) -> None:
+        self.told = asyncio.get_running_loop().time()
         if isinstance(event, Started):
-            self.started, self._present = asyncio.get_running_loop().time(), None
+            self.started, self._present = self.told, None
             self._become(Stage.RUNNING)
             for reader in self.readers:
                 reader.forget_position()

@@ -55,8 +55,8 @@ class Ration:
         return self._owed <= 0
 
     def spend(self, seconds: float, *, is_aged: bool) -> None:
-        """Seconds that went to the one or to the other. After an aged one the others are owed their part of it."""
+        """Seconds that went to the one or to the other. For the longest aged one the others are owed their part."""
         if is_aged:
-            self._owed = seconds * (1 - self._share) / self._share
+            self._owed = max(self._owed, seconds * (1 - self._share) / self._share)
         else:
             self._owed = max(0.0, self._owed - seconds)
