@@ -103,7 +103,7 @@ async def test_who_has_read_it_reads_what_became_of_it(
 async def test_another_server_has_it_by_then(postgres: Postgres) -> None:
     """A server that takes the key over while the first hangs has the record too: it stays, and is counted, once."""
     url = postgres.database()
-    first, second = [await new(url, owner_seconds=1.0) for _ in range(2)]
+    first, second = await new(url, owner_seconds=1.0), await new(url)
     job = drawn()
     job.entry = await claimed(first)
     with held(first.ledger, "commit"):
