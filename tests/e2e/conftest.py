@@ -3,8 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -17,11 +15,9 @@ import grpc
 import pytest
 
 from tests.e2e.calls import opened
-from tests.e2e.forked import ROOT, Forked
+from tests.e2e.forked import Forked, Process, Start, spawned
 
 ENDLESS = 5000  # steps
-
-Process = Forked | subprocess.Popen[str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,11 @@ class Serving:
 
 @contextmanager
 def launched(
-    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
+    *arguments: str,
+    module: str = "kleinserve",
+    log: Path | int | None = None,
+    start: Start = Forked,
+    **environment: str,
 ) -> Iterator[Process]:
     """A server's process with these arguments and variables, on free ports unless they say others; killed.
 
@@ -67,24 +67,14 @@ def launched(
     variables = {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}
     with ExitStack() as stack:
         errors = stack.enter_context(log.open("a")).fileno() if isinstance(log, Path) else 2 if log is None else log
-        process = Forked(module, command, variables, errors)
+        process = start(module, command, variables, errors)
+        assert process.stdout is not None
         stack.enter_context(process.stdout)
         try:
             yield process
         finally:
             process.kill()  # a test that fails leaves nothing running
             process.wait()
-
-
-@contextmanager
-def fresh() -> Iterator[Process]:
-    """As `launched`, by the command that users give, in an interpreter of its own: imports are most of the start."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0", "--ledger", "none"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def announced(process: Process) -> Serving:
@@ -97,12 +87,18 @@ def announced(process: Process) -> Serving:
 
 @contextmanager
 def served(
-    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
+    *arguments: str,
+    module: str = "kleinserve",
+    log: Path | int | None = None,
+    start: Start = Forked,
+    **environment: str,
 ) -> Iterator[Serving]:
     """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
-    with launched(*arguments, module=module, log=log, **environment) as process:
+    with launched(*arguments, module=module, log=log, start=start, **environment) as process:
         yield announced(process)
-        _ended(process)
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 @contextmanager
@@ -112,18 +108,11 @@ def killed(*arguments: str, **environment: str) -> Iterator[Serving]:
         yield announced(process)
 
 
-def _ended(process: Process) -> None:
-    if process.poll() is None:
-        process.terminate()
-        assert process.wait(60) == 0
-
-
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Serving]:
     """A server started as users start it; all others are forks (forked.py)."""
-    with fresh() as process:
-        yield announced(process)
-        _ended(process)
+    with served(start=spawned) as server:
+        yield server
 
 
 @pytest.fixture

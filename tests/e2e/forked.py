@@ -8,7 +8,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -53,6 +53,16 @@ class Forked:
         if code is None:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
         return code
+
+
+def spawned(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: int) -> "subprocess.Popen[str]":
+    """As `Forked`, by the command that users give, in an interpreter of its own: most of the start is imports."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment)
+
+
+Process = Forked | subprocess.Popen[str]
+Start = Callable[[str, Sequence[str], Mapping[str, str], int], Process]
 
 
 def _run(
