@@ -10,12 +10,13 @@ import trustme
 from kleinclient import Client, KleinError
 
 from benchmarks.cluster.fronts import SMALL
+from tests.e2e.forked import Start, spawned
 from tests.replicas.cluster import servers
 
 NAME = "klein.internal"
 
 
-def main(ledger: str, folder: Path) -> str:
+def main(ledger: str, folder: Path, start: Start = spawned) -> str:
     """What went wrong; "": nothing."""
     token, entries = made_token("web")
     replica, replica_entries = made_token("unused")
@@ -25,7 +26,7 @@ def main(ledger: str, folder: Path) -> str:
     (folder / "callers.toml").write_text(f'{entries}\n[replicas]\n{listed[0]}\ntoken_file = "token"\n')
     settings = {"CALLERS": str(folder / "callers.toml")} | certificates(folder)
     trusting = {"tls_ca": (folder / "ca.pem").read_bytes(), "channel_options": {"grpc.ssl_target_name_override": NAME}}
-    with servers(ledger, folder, **settings) as (first, second):
+    with servers(ledger, folder, start=start, **settings) as (first, second):
         with (
             Client(first.target, token=token, **trusting) as here,
             Client(second.target, token=token, **trusting) as there,

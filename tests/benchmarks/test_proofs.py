@@ -3,39 +3,61 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks.promises import Figure, quantile, report
 
 ROOT = Path(__file__).resolve().parents[2]
+PROOFS = {
+    "pairs": (str(ROOT), str(ROOT), "--pairs", "1", "--seconds", "5", "--lone", "1"),
+    "overload": ("--seconds", "2", "--capacity-seconds", "2", "--crowd", "16"),
+    "flood": ("--seconds", "1", "--size", "0.01"),
+    "soak": ("--minutes", "0.05", "--capacity-seconds", "2"),
+}
+AT_ONCE = 2  # half of the time servers start, on one core
+Figures = dict[str, dict[str, Any]]
+Proof = Callable[[str], Figures]
+pytestmark = pytest.mark.timeout(1200)  # a minute and a half where nothing else computes
 
 
-def proof(name: str, folder: Path, *arguments: str) -> dict[str, dict[str, Any]]:
-    """The figures that a proof tells."""
-    file = folder / "figures.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments, "--json", str(file)]
+@pytest.fixture(scope="module")
+def proof(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proof]:
+    """The figures that a proof tells; all that are asked for run from the beginning, some at once."""
+    folder, asked = tmp_path_factory.mktemp("proofs"), {item.name for item in request.session.items}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        begun: dict[str, Future[Figures]] = {
+            name: pool.submit(proven, name, folder / f"{name}.json") for name in PROOFS if f"test_{name}" in asked
+        }
+        yield lambda name: begun[name].result()
+
+
+def proven(name: str, file: Path) -> Figures:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *PROOFS[name], "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.returncode in (0, 1)  # 1: a promise is broken, as it may be on a busy machine
-    figures: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    figures: Figures = json.loads(file.read_text())
     for told in figures:
         assert told in done.stdout
     return figures
 
 
-def test_overload(tmp_path: Path) -> None:
+def test_overload(proof: Proof) -> None:
     """Every arrival is served, refused or past its deadline, and every client of the crowd is served or refused."""
-    short = ("--seconds", "2", "--capacity-seconds", "2", "--crowd", "16")
-    found = proof("overload", tmp_path, *short)
+    found = proof("overload")
     assert found["capacity"]["value"] > 0
     assert found["ends that are none of served, refused and past the deadline"]["value"] == 0
     assert found["clients that end neither served nor refused"]["value"] == 0
     assert 1 <= found["attempts per client, mean"]["value"] <= found["attempts per client, most"]["value"]
 
 
-def test_flood(tmp_path: Path) -> None:
+def test_flood(proof: Proof) -> None:
     """Healthy callers are served beside hostile files, and each of those is answered."""
-    found = proof("flood", tmp_path, "--seconds", "1", "--size", "0.01")
+    found = proof("flood")
     assert found["64² generations beside the flood, p99"]["value"] > 0
     assert found["memory at the peak"]["value"] >= found["memory before"]["value"] > 100
     answers = [name for name in found if ", alone (" in name]
@@ -43,16 +65,16 @@ def test_flood(tmp_path: Path) -> None:
     assert all("(OK)" in name or "(INVALID_ARGUMENT)" in name for name in answers)
 
 
-def test_soak(tmp_path: Path) -> None:
+def test_soak(proof: Proof) -> None:
     """Nothing fails under a load with large references, and the memory is followed."""
-    found = proof("soak", tmp_path, "--minutes", "0.05", "--capacity-seconds", "2")
+    found = proof("soak")
     assert found["neither served nor refused"]["value"] == 0
     assert found["memory at the end"]["value"] > 100
 
 
-def test_pairs(tmp_path: Path) -> None:
+def test_pairs(proof: Proof) -> None:
     """A checkout beside itself: both sides and their ratio, with their spread."""
-    found = proof("pairs", tmp_path, str(ROOT), str(ROOT), "--pairs", "1", "--seconds", "1", "--lone", "1")
+    found = proof("pairs")
     for name in ("images/s in a closed loop", "seconds of one 64² alone", "seconds of one 256² alone"):
         for side in ("old", "new", "new over old"):
             least, middle, most = (found[f"{name}, {side}{part}"]["value"] for part in (", least", "", ", most"))

@@ -25,7 +25,7 @@ from typing import Any
 
 from kleinclient import Accepted, AsyncClient, Image, KleinError, ResultGone, Retry
 
-from tests.e2e.forked import forked
+from tests.e2e.conftest import killed
 from tests.usage.postgres import Postgres
 from tests.usage.some import rows
 
@@ -76,7 +76,7 @@ class Crash:
                     begin = time.monotonic()
                     settings = {f"KLEINSERVE_{name}": value for name, value in SETTINGS.items()}
                     settings |= {"KLEINSERVE_LEDGER": self.url, "XDG_CACHE_HOME": cache}
-                    await asyncio.to_thread(stack.enter_context, forked("--port", str(port), **settings))
+                    await asyncio.to_thread(stack.enter_context, killed("--port", str(port), **settings))
                     self.seconds_to_start.append(time.monotonic() - begin)
                     self._look()
                     callers = callers or [asyncio.create_task(self._caller(client, kind)) for kind in KINDS]

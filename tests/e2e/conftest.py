@@ -3,8 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +15,7 @@ import grpc
 import pytest
 
 from tests.e2e.calls import opened
+from tests.e2e.forked import Forked, Process, Start, spawned
 
 ENDLESS = 5000  # steps
 
@@ -27,7 +26,7 @@ class Serving:
 
     target: str
     metrics: str
-    process: "subprocess.Popen[str]"
+    process: Process
     ends: Path = Path(os.devnull)
 
     def page(self, path: str) -> tuple[int, str]:
@@ -54,25 +53,31 @@ class Serving:
 
 @contextmanager
 def launched(
-    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
-) -> Iterator["subprocess.Popen[str]"]:
+    *arguments: str,
+    module: str = "kleinserve",
+    log: Path | int | None = None,
+    start: Start = Forked,
+    **environment: str,
+) -> Iterator[Process]:
     """A server's process with these arguments and variables, on free ports unless they say others; killed.
 
     Its log goes into the file `log`, a path or an open file's number, or where the test's goes.
     """
-    command = [sys.executable, "-m", module, "serve", "--port", "0", "--metrics-port", "0", *arguments]
-    where = {"cwd": Path(__file__).parents[2], "env": {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}}
+    command = ["serve", "--port", "0", "--metrics-port", "0", *arguments]
+    variables = {**os.environ, "KLEINSERVE_LEDGER": "none", **environment}
     with ExitStack() as stack:
-        errors = stack.enter_context(log.open("w")) if isinstance(log, Path) else log
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, **where)
-        with process:
-            try:
-                yield process
-            finally:
-                process.kill()  # a test that fails leaves nothing running
+        errors = stack.enter_context(log.open("a")).fileno() if isinstance(log, Path) else 2 if log is None else log
+        process = start(module, command, variables, errors)
+        assert process.stdout is not None
+        stack.enter_context(process.stdout)
+        try:
+            yield process
+        finally:
+            process.kill()  # a test that fails leaves nothing running
+            process.wait()
 
 
-def announced(process: "subprocess.Popen[str]") -> Serving:
+def announced(process: Process) -> Serving:
     """The server of this process, once it says that it serves."""
     assert process.stdout is not None
     lines = (re.match(r"serving on (\S+), metrics on (\S+)$", line) for line in process.stdout)
@@ -82,19 +87,31 @@ def announced(process: "subprocess.Popen[str]") -> Serving:
 
 @contextmanager
 def served(
-    *arguments: str, module: str = "kleinserve", log: Path | int | None = None, **environment: str
+    *arguments: str,
+    module: str = "kleinserve",
+    log: Path | int | None = None,
+    start: Start = Forked,
+    **environment: str,
 ) -> Iterator[Serving]:
     """A warm server, ended by SIGTERM, with exit code 0 unless the test ended it."""
-    with launched(*arguments, module=module, log=log, **environment) as process:
+    with launched(*arguments, module=module, log=log, start=start, **environment) as process:
         yield announced(process)
         if process.poll() is None:
             process.terminate()
             assert process.wait(60) == 0
 
 
+@contextmanager
+def killed(*arguments: str, **environment: str) -> Iterator[Serving]:
+    """A warm server, killed where it has not ended; its log goes nowhere."""
+    with launched(*arguments, log=Path(os.devnull), **environment) as process:
+        yield announced(process)
+
+
 @pytest.fixture(scope="session")
 def serving() -> Iterator[Serving]:
-    with served() as server:
+    """A server started as users start it; all others are forks (forked.py)."""
+    with served(start=spawned) as server:
         yield server
 
 

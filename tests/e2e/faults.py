@@ -20,6 +20,7 @@ FAILS = "fail in a step"
 DIES = "lose the accelerator"
 UNFINISHED = "decode to nonsense"
 UNTILED = "decode in tiles only"
+BLANK = "a blank picture"  # there at once, whatever its size
 STILL, MOVED = "a disc that keeps still", "a disc that moves"
 SECRET = "/insides/of/the/server"
 SECOND_STEP = 1  # steps done before it: a request fails after its first progress
@@ -46,13 +47,23 @@ class FaultyEngine(engine.Engine):
                 raise AcceleratorLost(f"{SECRET} is lost")
         if (tokens := sum(render.request.size.tokens for render in renders)) > IMAGE_TOKENS_MAX:
             raise AcceleratorOutOfMemory(f"{SECRET} has no room for {tokens} tokens")
-        super().step(renders)
+        if drawn := [render for render in renders if render.request.prompt != BLANK]:
+            super().step(drawn)
+        for render in renders:
+            if render.request.prompt == BLANK and render.row is not None:
+                render.row.step += 1
+                render.steps_done += 1
         _ended("step", renders)
 
     def decode(self, renders: Sequence[Render], *, tiled: bool = False) -> Iterator[None]:
         if not tiled and any(render.request.prompt == UNTILED for render in renders):
             raise AcceleratorOutOfMemory(f"{SECRET} has no room for the decoder")
-        yield from super().decode(renders, tiled=tiled)
+        if renders[0].request.prompt == BLANK:
+            for render in renders:
+                size = render.request.size
+                render.picture, render.row = np.zeros((size.height, size.width, 3), np.uint8), None
+        else:
+            yield from super().decode(renders, tiled=tiled)
         _ended("decode", renders)
         for render in renders:
             render.picture = _spoiled(render, render.picture)

@@ -1,85 +1,80 @@
-"""The real server, started within a second: its libraries are imported once, and each server is a fork of that process.
+"""The real server's process, started in seconds: what it imports is imported once, and each is a fork of that.
 
-As tests/e2e/conftest.py's otherwise: the same `main`, a process of its own, its own ports, killed as it is.
+All else is as with `python -m MODULE`: the same `__main__`, a process of its own with its own variables and files.
 """
 
 import multiprocessing
 import os
-import signal
+import runpy
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests.e2e.conftest import Serving, announced
+ROOT = Path(__file__).parents[2]
+IMPORTED = ("app", "logs", "server", "engine.engine", "backend.local", "usage.sql_keys", "web.app", "web.server")
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [f"kleinserve.{name}" for name in ("app", "logs", "engine.engine", "backend.local", "rpc.server", "usage.sql_keys")]
-)
+_FORKS.set_forkserver_preload([f"kleinserve.{name}" for name in IMPORTED])
 
 
-@dataclass
 class Forked:
-    """What tests use of subprocess.Popen."""
+    """What tests use of subprocess.Popen. Its log goes into the open file of this number."""
 
-    process: ForkServerProcess
-    stdout: Iterator[str]
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
+    def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str], log: int):
+        reads, writes = _FORKS.Pipe(duplex=False)
+        errors = Connection(os.dup(log), readable=False)  # so that the file's number travels
+        self._process = _FORKS.Process(target=_run, args=(module, arguments, dict(environment), writes, errors))
+        self._process.start()
+        writes.close()
+        errors.close()
+        self.stdout = os.fdopen(os.dup(reads.fileno()))
+        reads.close()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        self.process.terminate()
+        self._process.terminate()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def poll(self) -> int | None:
-        return self.process.exitcode
+        return self._process.exitcode
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        self.process.join(timeout)
-        return self.process.exitcode
-
-
-@contextmanager
-def forked(*arguments: str, log: Path | None = None, **environment: str) -> Iterator[Serving]:
-    """A warm server with these arguments and variables; killed where it has not ended. `log`: its standard error."""
-    reads, writes = _FORKS.Pipe(duplex=False)
-    command = ["serve", "--port", "0", "--metrics-port", "0", *arguments]
-    settings = {"KLEINSERVE_LEDGER": "none", **environment}
-    process = _FORKS.Process(target=_serve, args=(command, settings, writes, str(log or os.devnull)))
-    process.start()
-    writes.close()
-    with os.fdopen(reads.fileno(), closefd=False) as stdout:
-        child = Forked(process, stdout)
-        try:
-            yield announced(child)  # type: ignore[arg-type]
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGCONT)  # one that a test has stopped
-            child.kill()
-            process.close()
-            reads.close()
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        return code
 
 
-def _serve(
-    command: list[str], settings: dict[str, str], stdout: "multiprocessing.connection.Connection", log: str
+def spawned(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: int) -> "subprocess.Popen[str]":
+    """As `Forked`, by the command that users give, in an interpreter of its own: most of the start is imports."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment)
+
+
+Process = Forked | subprocess.Popen[str]
+Start = Callable[[str, Sequence[str], Mapping[str, str], int], Process]
+
+
+def _run(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], stdout: Connection, stderr: Connection
 ) -> None:
-    from kleinserve import __main__
-
     os.dup2(stdout.fileno(), 1)
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(stderr.fileno(), 2)
+    stdout.close()
+    stderr.close()
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    os.environ.update(settings)
-    sys.argv = ["kleinserve", *command]
-    __main__.main()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -19,8 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from klein.v1 import image_pb2, image_pb2_grpc, usage_pb2, usage_pb2_grpc
 
 from tests.e2e.calls import edit, generate, opened, png
-from tests.e2e.conftest import Serving
-from tests.e2e.forked import forked
+from tests.e2e.conftest import Serving, killed
 
 REQUESTS = int(os.environ.get("KLEIN_AGREEMENT_REQUESTS", "60"))
 AT_ONCE = 12
@@ -119,7 +118,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Serving]:
     (tmp_path / "callers.toml").write_text("\n".join(lines))
     settings = {f"KLEINSERVE_{name}": value for name, value in SETTINGS.items()}
     settings["KLEINSERVE_LEDGER"] = f"sqlite:///{tmp_path}/usage.db"
-    with forked("--callers", str(tmp_path / "callers.toml"), **settings) as serving:
+    with killed("--callers", str(tmp_path / "callers.toml"), **settings) as serving:
         yield serving
 
 

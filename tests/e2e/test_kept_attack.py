@@ -10,8 +10,7 @@ import pytest
 from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import NONE, generate, opened
-from tests.e2e.conftest import Serving
-from tests.e2e.forked import forked
+from tests.e2e.conftest import Serving, killed
 from tests.e2e.test_keys import told
 from tests.usage.some import rows
 
@@ -28,7 +27,7 @@ async def server(tmp_path: Path) -> AsyncIterator[tuple[Serving, str]]:
     url = f"sqlite:///{tmp_path}/usage.db"
     settings = {"KEPT_BYTES_MAX": str(KEPT_BYTES), "KEYS_MAX": str(KEYS_MAX), "INTAKE_WORKERS": "1"}
     environment = {f"KLEINSERVE_{name}": value for name, value in settings.items()}
-    with forked("--callers", str(tmp_path / "callers.toml"), "--ledger", url, **environment) as serving:
+    with killed("--callers", str(tmp_path / "callers.toml"), "--ledger", url, **environment) as serving:
         yield serving, url
 
 

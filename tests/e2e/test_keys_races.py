@@ -13,9 +13,8 @@ from klein.v1 import image_pb2, image_pb2_grpc
 from kleinclient import Accepted, AsyncClient, Retrying, Started
 
 from tests.e2e.calls import NONE, generate, opened, refused, until
-from tests.e2e.conftest import Serving
+from tests.e2e.conftest import Serving, killed
 from tests.e2e.faults import FAILS
-from tests.e2e.forked import forked
 from tests.e2e.test_keys import Told, told
 from tests.usage.some import rows
 
@@ -26,7 +25,7 @@ MOMENTS = 8
 @pytest.fixture(scope="module")
 def racing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, str]]:
     url = f"sqlite:///{tmp_path_factory.mktemp('racing')}/usage.db"
-    with forked("--ledger", url, KLEINSERVE_INTAKE_WORKERS="1") as server:
+    with killed("--ledger", url, KLEINSERVE_INTAKE_WORKERS="1") as server:
         yield server, url
 
 
@@ -163,7 +162,7 @@ async def test_a_drain_and_a_restart(tmp_path: Path) -> None:
 
     async with AsyncClient(f"127.0.0.1:{port}") as klein:
         with ExitStack() as stack:
-            server = stack.enter_context(forked("--port", port, "--ledger", url, **settings))
+            server = stack.enter_context(killed("--port", port, "--ledger", url, **settings))
             stream = klein.generate(
                 "a star",
                 size=(128, 128),
@@ -190,7 +189,7 @@ async def test_a_drain_and_a_restart(tmp_path: Path) -> None:
                     break
             server.process.terminate()
             assert await asyncio.to_thread(server.process.wait, 60) == 0
-        with forked("--port", port, "--ledger", url, **settings):
+        with killed("--port", port, "--ledger", url, **settings):
             await reading
             image = await klein.generate("a disc", size=(64, 64), steps=1, idempotency_key=detached, detach=True)
     assert Retrying.__name__ in events

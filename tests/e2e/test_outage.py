@@ -13,8 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from klein.v1 import image_pb2, image_pb2_grpc
 
 from tests.e2e.calls import NONE, generate, opened, refused, until
-from tests.e2e.conftest import Serving
-from tests.e2e.forked import forked
+from tests.e2e.conftest import Serving, killed
 from tests.e2e.test_keys import told
 from tests.usage.postgres import Postgres
 from tests.usage.some import rows
@@ -104,7 +103,7 @@ async def test_sqlite(small_disk: Path | None, tmp_path: Path) -> None:
     """
     file = (small_disk or tmp_path) / "usage.db"
     url = f"sqlite:///{file}"
-    with forked("--ledger", url, **SETTINGS) as server:
+    with killed("--ledger", url, **SETTINGS) as server:
         await check_outage(server, url, locked(file))
         await check_outage(server, url, limited(server.process.pid))
         if small_disk:
@@ -121,6 +120,6 @@ def postgres() -> Iterator[Postgres]:
 async def test_postgresql(postgres: Postgres) -> None:
     """A server that hangs, and one that is killed and started again."""
     url = postgres.database()
-    with forked("--ledger", url, **SETTINGS) as server:
+    with killed("--ledger", url, **SETTINGS) as server:
         await check_outage(server, url, hanging(postgres))
         await check_outage(server, url, dead(postgres))

@@ -36,7 +36,7 @@ def triton() -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(triton: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(triton: Path, walking: object, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """All blocks, in a process of their own: it changes torch for good. No cache of an earlier run helps out."""
     command = [sys.executable, "-m", "tests.fake_cuda.inductor"]
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path_factory.mktemp("inductor"))}

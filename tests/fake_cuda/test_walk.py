@@ -4,39 +4,24 @@ Covers the device code of engine/: load, offload, text, references, steps, previ
 """
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kleinserve.engine.checkpoint import MINI
 
-ROOT = Path(__file__).parents[2]
-SMALL = f"geometry:{MINI}"
-KLEIN, BASE = "geometry:klein-4b", "geometry:klein-base-9b"
-WHOLE = [
-    f"{SMALL},bfloat16,resident",
-    f"{SMALL},float32,resident",
-    f"{SMALL},bfloat16,offload",
-    f"{SMALL},float32,offload",
-    f"{KLEIN},bfloat16,resident",
-    f"{BASE},bfloat16,offload",
-]
-LEFT_ON_THE_HOST, UNORDERED = f"{SMALL},bfloat16,resident,device", f"{SMALL},bfloat16,resident,order"
+from tests.fake_cuda.conftest import BASE, LEFT_ON_THE_HOST, SMALL, UNORDERED, WHOLE
+
 STEPS = ("first step", "next step", "other rows", "last step", "second step")
 Case = dict[str, Any]
 pytestmark = pytest.mark.timeout(1200)  # a minute where nothing else computes
 
 
 @pytest.fixture(scope="module")
-def walks() -> dict[str, Case]:
-    """All cases, in one process of their own: it changes torch for good."""
-    command = [sys.executable, "-m", "tests.fake_cuda.walk", *WHOLE, LEFT_ON_THE_HOST, UNORDERED]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    seen: dict[str, Case] = json.loads(done.stdout.splitlines()[-1])
+def walks(walking: tuple["subprocess.Popen[bytes]", Path, Path]) -> dict[str, Case]:
+    process, out, errors = walking
+    assert process.wait() == 0, errors.read_text()[-3000:]
+    seen: dict[str, Case] = json.loads(out.read_text().splitlines()[-1])
     return seen
 
 

@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.e2e.forked import ROOT, Process, Start, spawned
+
 START_SECONDS = 120.0
 
 
@@ -28,26 +29,20 @@ def free_port() -> int:
 class Server:
     """A kleinserve on a fixed port, which may be started again. `log` is its standard error."""
 
-    def __init__(self, name: str, ledger: str, folder: Path, settings: Mapping[str, str]):
+    def __init__(self, name: str, ledger: str, folder: Path, settings: Mapping[str, str], start: Start):
         self.name, self.log = name, folder / f"{name}.log"
         self.target, self.metrics = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
         here = {"LEDGER": ledger, "OWNER": name, "THREADS": "1", "PORT": _port(self.target)}
         there = here | {"METRICS_PORT": _port(self.metrics)} | dict(settings)
         self._environment = os.environ | {f"KLEINSERVE_{name}": value for name, value in there.items()}
-        self.process: subprocess.Popen[str] | None = None
+        self._start = start
+        self.process: Process | None = None
 
     def begin(self) -> None:
         """Start, without waiting for its warm-up."""
         self.kill()
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "kleinserve", "serve"],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                cwd=ROOT,
-                env=self._environment,
-            )
+            self.process = self._start("kleinserve", ["serve"], self._environment, log.fileno())
 
     def wait(self) -> None:
         """Until it serves."""
@@ -99,10 +94,10 @@ def _port(target: str) -> str:
 
 @contextmanager
 def servers(
-    ledger: str, folder: Path, names: tuple[str, ...] = ("a", "b"), **settings: str
+    ledger: str, folder: Path, names: tuple[str, ...] = ("a", "b"), start: Start = spawned, **settings: str
 ) -> Iterator[tuple[Server, ...]]:
     """So many servers, warm; killed at the end."""
-    made = tuple(Server(name, ledger, folder, settings) for name in names)
+    made = tuple(Server(name, ledger, folder, settings, start) for name in names)
     with ExitStack() as stack:
         for server in made:
             stack.callback(server.kill)

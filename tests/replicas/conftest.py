@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.e2e.forked import Forked
 from tests.replicas.cluster import Envoy, Server, envoy, servers
 from tests.usage.conftest import postgres as postgres
 from tests.usage.postgres import Postgres
@@ -48,7 +49,7 @@ def books(postgres: Postgres) -> Books:
 @pytest.fixture(scope="session")
 def started(books: Books, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     settings = {"OWNER_SECONDS": str(OWNER_SECONDS), "MAX_STEPS": str(MAX_STEPS), "DRAIN_NOTICE_SECONDS": "3"}
-    with servers(books.url, tmp_path_factory.mktemp("pair"), **settings) as (first, second):
+    with servers(books.url, tmp_path_factory.mktemp("pair"), start=Forked, **settings) as (first, second):
         yield first, second
 
 

@@ -40,8 +40,12 @@ def web_served(folder: Path, *arguments: str, module: str = "kleinserve", **envi
 
 @pytest.fixture(scope="session")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    """A server where everyone is anonymous, and where small requests share steps however fast the machine is."""
-    with web_served(tmp_path_factory.mktemp("web"), KLEINSERVE_STEP_TOKENS_MAX="8192") as server:
+    """A server where everyone is anonymous, and where small requests share steps however fast the machine is.
+
+    Its pictures are real ones, but for prompts of tests/e2e/faults.py.
+    """
+    folder = tmp_path_factory.mktemp("web")
+    with web_served(folder, module="tests.e2e.faults", KLEINSERVE_STEP_TOKENS_MAX="8192") as server:
         yield server
 
 
