@@ -27,6 +27,7 @@ CLIENTS = 12  # of the closed loop that finds the capacity
 LARGE_EVERY, LARGE_EDGES = 25, (1024, 1536, 2048)  # of arrivals: edits whose references are large
 KEYED_EVERY = 2
 KEPT_BYTES = 64 * MIB  # an eighth for the one caller there is
+CACHE_BYTES = 8 * MIB  # of prompts and of references; by default 256 MiB each, which would take hours to fill
 SAMPLE_SECONDS = 2.0
 SLOPE_MOST = 1.0  # MiB a minute
 SEGMENT_SECONDS = 60.0  # its arrivals are made when it begins, so that the load's own memory stays small
@@ -41,9 +42,14 @@ def main() -> int:
 
 
 def _ours(folder: str) -> AbstractContextManager[Serving]:
-    """With a ledger, and little room for finished images, so that it is full within the first half."""
+    """With a ledger, and little room for what is kept and cached, so that it is full within the first half."""
     return ours(
-        Path(folder) / "server.log", ledger=f"sqlite:///{folder}/usage.db", kept_bytes_max=KEPT_BYTES, kept_seconds=60
+        Path(folder) / "server.log",
+        ledger=f"sqlite:///{folder}/usage.db",
+        kept_bytes_max=KEPT_BYTES,
+        kept_seconds=60,
+        prompt_cache_bytes_max=CACHE_BYTES,
+        reference_cache_bytes_max=CACHE_BYTES,
     )
 
 
