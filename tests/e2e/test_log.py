@@ -13,7 +13,7 @@ from klein.v1 import image_pb2_grpc
 from tests.e2e.calls import NONE, final, generate, opened, refused
 from tests.e2e.conftest import served
 
-IMAGES, AT_ONCE = 60, 6
+IMAGES, AT_ONCE = int(os.environ.get("KLEIN_LOG_IMAGES", "60")), 4
 PIPE_BYTES = 4096  # the smallest: it is full after a few lines
 DROPPED = "klein_log_dropped_total"
 
