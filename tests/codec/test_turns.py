@@ -1,5 +1,8 @@
 """Turns share the workers by what they have cost, and each keeps its own order."""
 
+from itertools import pairwise
+
+import pytest
 from kleinserve.codec.turns import Turns
 
 
@@ -51,7 +54,7 @@ def test_a_second_worker_goes_to_who_has_none() -> None:
 
 
 def test_a_new_turn_saves_nothing_up() -> None:
-    """Who comes late starts level with the least spent, and does not catch up on what others had before."""
+    """Who comes late starts level with the others, and does not catch up on what they had before."""
     turns: Turns[str] = Turns()
     for item in ("a1", "a2", "a3"):
         turns.add("a", item)
@@ -64,6 +67,28 @@ def test_a_new_turn_saves_nothing_up() -> None:
     assert turns.take() == "b1"
     turns.end("b", 2.0)
     assert turns.take() == "a3"
+
+
+@pytest.mark.parametrize("names", [8, 10_000])
+def test_who_stays_is_not_starved_by_those_who_come_and_go(names: int) -> None:
+    """One with always something waiting has its share beside eight others, be they the same or new ones each time."""
+    turns: Turns[str] = Turns()
+    turns.add("stays", "stays")
+    for number in range(8):
+        turns.add(f"guest {number}", f"guest {number}")
+    taken = []
+    for number in range(8, 1000):
+        taken.append(turns.take())
+        assert taken[-1] is not None
+        turns.end(taken[-1], 1.0 if taken[-1] == "stays" else 0.1)
+        if taken[-1] == "stays":
+            turns.add("stays", "stays")
+        else:
+            turns.add(f"guest {number % names}", f"guest {number % names}")
+        turns.add("stays", "stays")
+    mine = [at for at, name in enumerate(taken) if name == "stays"]
+    assert len(mine) >= 10
+    assert max(after - before for before, after in pairwise(mine)) < 120
 
 
 def test_what_is_withdrawn_is_not_taken() -> None:

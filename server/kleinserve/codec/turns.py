@@ -9,24 +9,26 @@ Item = TypeVar("Item")
 
 @dataclass
 class _Turn(Generic[Item]):
+    seconds: float  # spent on it, and due before it came
     waiting: deque[Item] = field(default_factory=deque)
     running: int = 0
-    seconds: float = 0.0  # spent on it since it came
 
 
 class Turns(Generic[Item]):
     """Items wait in order behind their turn's name; the turn with the fewest running, then the least spent, is next.
 
     So one whose items take seconds each waits for one whose items take milliseconds, and not the other way round.
-    A turn is forgotten when nothing of it waits or runs; a new one starts level with the least spent that is known.
+    A turn is forgotten when nothing of it waits or runs. A new one starts level with what each has been due so far, so
+    that those who come and go, under whatever names, never starve one who stays.
     """
 
     def __init__(self) -> None:
         self._turns: dict[str, _Turn[Item]] = {}
+        self._due = 0.0  # seconds of one who has been there always, had all been shared evenly
 
     def add(self, name: str, item: Item) -> None:
         if name not in self._turns:
-            self._turns[name] = _Turn(seconds=min((turn.seconds for turn in self._turns.values()), default=0.0))
+            self._turns[name] = _Turn(seconds=self._due)
         self._turns[name].waiting.append(item)
 
     def take(self) -> Item | None:
@@ -43,6 +45,7 @@ class Turns(Generic[Item]):
         turn = self._turns[name]
         turn.running -= 1
         turn.seconds += seconds
+        self._due += seconds / len(self._turns)
         self._forget(name)
 
     def withdraw(self, name: str, item: Item) -> bool:
