@@ -5,6 +5,7 @@ from kleinserve.core import Priority
 from kleinserve.scheduler.cost import Cost, Line
 from kleinserve.scheduler.forecast import Forecast
 from kleinserve.scheduler.policy import BATCH, INTERACTIVE, STANDARD
+from kleinserve.scheduler.turns import Turns
 from kleinserve.scheduler.work import Need
 
 from tests.scheduler.stage import MEGAPIXEL, QUARTER, TINY, Stage
@@ -112,7 +113,7 @@ def test_the_policy_sees_priorities_in_its_order() -> None:
 
 def test_another_cost_model_is_used_at_once() -> None:
     """As after calibration."""
-    forecast = Forecast(Cost(), lambda: 0.0)
+    forecast = Forecast(Cost(), lambda: 0.0, Turns())
     work = Stage().work()
     assert forecast.remaining(work) == 0.0
     forecast.use(Cost({**Cost().lines, "text": Line(5.0, 0.0)}))

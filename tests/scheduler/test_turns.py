@@ -4,13 +4,29 @@ from kleinserve.scheduler.turns import Ration, Turns
 
 
 def test_a_caller_that_comes_back_starts_level() -> None:
-    """Neither owed for its absence nor charged twice: with whoever has had least."""
+    """Neither owed for its absence nor charged twice: with what each of those present has been due."""
     turns = Turns()
-    turns.come("a").served = 5.0
-    turns.come("b").served = 3.0
-    assert turns.come("c").served == 3.0
+    first, second = turns.come("a"), turns.come("b")
+    turns.serve(first, 5.0)
+    turns.serve(second, 3.0)
+    assert (first.served, second.served) == (5.0, 3.0)
+    assert turns.come("c").served == 4.0
     turns.go("b")
-    assert turns.come("b").served == 3.0
+    assert turns.come("b").served == 4.0
+
+
+def test_who_stays_is_not_passed_by_those_who_come_and_go() -> None:
+    """One who always has a job has its share beside eight who have one each and come back at once."""
+    turns, had = Turns(), 0
+    accounts = {name: turns.come(name) for name in ("stays", *"abcdefgh")}
+    for _ in range(900):
+        name = min(accounts, key=lambda name: accounts[name].served)
+        turns.serve(accounts[name], 1.0)
+        had += name == "stays"
+        if name != "stays":
+            turns.go(name)
+            accounts[name] = turns.come(name)
+    assert 80 <= had <= 120
 
 
 def test_an_account_lasts_as_long_as_its_caller_s_jobs() -> None:

@@ -11,7 +11,7 @@ from kleinserve.scheduler import policy
 from kleinserve.scheduler.admission import Claim
 from kleinserve.scheduler.cost import Cost
 from kleinserve.scheduler.policy import Standing
-from kleinserve.scheduler.turns import Ration
+from kleinserve.scheduler.turns import Ration, Turns
 from kleinserve.scheduler.work import Need, Work
 
 _PRIORITIES = {priority: rank for rank, priority in enumerate(Priority)}  # in the policy's order
@@ -22,8 +22,8 @@ _RENEW_SECONDS = 0.5
 class Forecast:
     """The cost model, applied to works. Read from every thread; `observe` is called by the engine's threads."""
 
-    def __init__(self, cost: Cost, clock: Callable[[], float]):
-        self.cost, self._clock = cost, clock
+    def __init__(self, cost: Cost, clock: Callable[[], float], turns: Turns):
+        self.cost, self._clock, self._turns = cost, clock, turns
         self._kept, self._renewed, self.epoch = cost.frozen(), clock(), 0
 
     def observe(self, stage: str, units: float, seconds: float) -> float:
@@ -117,4 +117,4 @@ class Forecast:
         for work, part in zip(works, parts, strict=True):
             own = seconds * part / total if total else seconds / len(works)
             work.accelerator_seconds += own
-            work.account.served += own
+            self._turns.serve(work.account, own)

@@ -67,7 +67,8 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine, self._config, self._metrics, self._outbox, self._clock = engine, config, metrics, outbox, clock
-        self._forecast, self._turns = Forecast(Cost(), clock), Turns()
+        self._turns = Turns()
+        self._forecast = Forecast(Cost(), clock, self._turns)
         self._queue = Queue(lambda work: self._forecast.claim(work).share)
         self._ending = Ending(self._queue, self._turns, outbox, self._ended)
         self._safety, self._positions = admission.Safety(), Positions()

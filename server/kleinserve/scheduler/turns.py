@@ -17,20 +17,19 @@ class Account:
 class Turns:
     """The callers' accounts, so that one with many jobs does not hold up one with few.
 
-    A caller that comes back starts level with whoever has had least, neither owed for its absence nor charged twice.
+    A caller that comes back starts level with what each present one has been due: neither owed for its absence nor
+    charged twice, and those who come and go do not pass one who stays.
     """
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
+        self._due = 0.0  # seconds of one who has been there always, had all been shared evenly
         self._lock = threading.Lock()
 
     def come(self, caller: str) -> Account:
         """The account of a caller of whom a job arrived."""
         with self._lock:
-            account = self._accounts.get(caller)
-            if account is None:
-                level = min((other.served for other in self._accounts.values()), default=0.0)
-                account = self._accounts[caller] = Account(level)
+            account = self._accounts.setdefault(caller, Account(self._due))
             account.jobs += 1
             return account
 
@@ -41,6 +40,12 @@ class Turns:
             account.jobs -= 1
             if account.jobs == 0:
                 del self._accounts[caller]
+
+    def serve(self, account: Account, seconds: float) -> None:
+        """One of the account's jobs had so many seconds of service."""
+        with self._lock:
+            account.served += seconds
+            self._due += seconds / max(1, len(self._accounts))
 
 
 class Ration:
