@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
-from statistics import linear_regression, mean
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 from benchmarks import trace
@@ -68,12 +69,14 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
         count = max(1, round(rate * seconds / segments))
         found += await open_loop(server.target, _mixed(trace.poisson(rate, count, EDGES, 10 + seed), larges))
     held = await sampling
+    minutes: dict[int, float] = {}
     for minute in range(int(held[-1][0] // 60) + 1):
-        of = [bytes_ for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]
-        if of:
-            print(f"minute {minute}: {mean(of) / MIB:.0f} MiB")
-    last = [(at / 60, bytes_ / MIB) for at, bytes_ in held if at >= held[-1][0] / 2]
-    slope = linear_regression(*zip(*last, strict=True)).slope if len(last) > 1 else 0.0
+        if of := [bytes_ for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]:
+            minutes[minute] = mean(of) / MIB
+            print(f"minute {minute}: {minutes[minute]:.0f} MiB")
+    last = [(minute, mib) for minute, mib in minutes.items() if minute >= len(minutes) // 2]
+    slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])  # Theil and Sen's:
+    # one minute that holds more, of large references that came together, is no growth
     return [
         Figure("requests", len(found)),
         Figure("neither served nor refused", sum(o.code not in (OK, REFUSED) for o in found), most=0),
