@@ -13,7 +13,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -145,13 +145,11 @@ async def _beside(*work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        while left := [task for task in tasks if not task.done()]:
-            for task in left:  # again and again: grpc.aio drops one that comes together with a call's status
-                task.cancel()
-            await asyncio.wait(left, timeout=1.0)
         for task in tasks:
-            if not task.cancelled():
-                task.result()
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 @asynccontextmanager

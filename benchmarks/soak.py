@@ -75,8 +75,8 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
             minutes[minute] = mean(of) / MIB
             print(f"minute {minute}: {minutes[minute]:.0f} MiB")
     last = [(minute, mib) for minute, mib in minutes.items() if minute >= len(minutes) // 2]
-    slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])  # Theil and Sen's:
-    # one minute that holds more, of large references that came together, is no growth
+    # Theil and Sen's: one minute that holds more, of large references that came together, is no growth.
+    slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])
     return [
         Figure("requests", len(found)),
         Figure("neither served nor refused", sum(o.code not in (OK, REFUSED) for o in found), most=0),

@@ -27,11 +27,6 @@ NAMES = ("a", "b", "c")
 FAILURE = AcceleratorOutOfMemory("too large")
 
 
-@pytest.fixture
-async def stage() -> Stage:
-    return Stage()
-
-
 async def opened(stage: Stage, key: str = "", *, references: int = 0, deadline: float | None = None) -> list[Stream]:
     """Three images of one message, admitted and started."""
     bundle, streams = Bundle(len(NAMES)), []

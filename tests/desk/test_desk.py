@@ -42,11 +42,6 @@ from tests.desk.requests import IMAGE, SPENT, preview
 from tests.desk.stage import LIMITED, Stage, drafted, told
 
 
-@pytest.fixture
-async def stage() -> Stage:
-    return Stage()
-
-
 async def test_from_open_to_completed(stage: Stage) -> None:
     """The backend gets the resolved request; the reader is told all; the record is written once, as delivered."""
     stream = await stage.open(draft=drafted(references=2), deadline=asyncio.get_running_loop().time() + 60)

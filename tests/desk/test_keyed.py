@@ -28,11 +28,6 @@ from tests.desk.requests import IMAGE
 from tests.desk.stage import ASKED, LIMITED, Stage, drafted, told
 
 
-@pytest.fixture
-async def stage() -> Stage:
-    return Stage()
-
-
 async def test_the_same_request_joins_the_running_job(stage: Stage) -> None:
     """It is drawn and settled once; both get the image; the later one is told that it is a replay."""
     first = await stage.open(draft=drafted("k", client_tag="one"))

@@ -23,11 +23,6 @@ FOUR = Caller("web", megapixels_per_minute=4)
 SECOND, MILLISECOND = 10**9, 10**6
 
 
-@pytest.fixture
-async def stage() -> Stage:
-    return Stage()
-
-
 def large(key: str = "", *, references: int = 0) -> Draft:
     """A request of four megapixels."""
     return replace(drafted(key, references=references), size=Size(2048, 2048))
