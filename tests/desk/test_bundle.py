@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from kleinserve.core import Accepted, Completed, Failed, Outcome, Progress, Started
@@ -187,9 +186,9 @@ async def opened_with_a_joined(stage: Stage) -> list[Stream]:
     return streams
 
 
-async def test_a_lost_key_leaves_nothing_recorded(tmp_path: Path) -> None:
+async def test_a_lost_key_leaves_nothing_recorded(url: str) -> None:
     """In a real ledger: of three keys one is another's now, so that no image is billed and no key committed."""
-    opened = await new(f"sqlite:///{tmp_path}/usage.db")
+    opened = await new(url)
     jobs = [job(), job(), job()]
     for name, made in zip(NAMES, jobs, strict=True):
         made.record_id, made.spent = f"record {name}", SPENT

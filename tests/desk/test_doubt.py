@@ -14,8 +14,6 @@ from kleinserve.usage.keys import Entry
 from kleinserve.usage.ledger import UsageTotal
 
 from tests.desk.test_books import Open, drawn, new
-from tests.usage.conftest import postgres as postgres
-from tests.usage.conftest import url as url
 from tests.usage.postgres import Postgres
 from tests.usage.slow import Where, held
 from tests.usage.some import rows

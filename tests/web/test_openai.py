@@ -1,11 +1,15 @@
 """OpenAI's Images API by the official `openai` package (web/openai/{answers,endpoints,fields,refusals}.py)."""
 
+import asyncio
 import base64
 import hashlib
 import io
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import httpx
+import kleinclient
 import openai
 import pytest
 from PIL import Image
@@ -218,6 +222,22 @@ def test_a_key_replays(web: Web) -> None:
     with pytest.raises(openai.ConflictError) as caught:
         client(web).images.generate(**{**asked, "prompt": "another"})  # type: ignore[call-overload]
     assert caught.value.code == "IDEMPOTENCY_KEY_REUSED"
+
+
+async def test_one_of_several_is_attached_to(web: Web) -> None:
+    """Over gRPC, while they run and when they are kept: the i-th of n is `KEY/i`; each is billed once."""
+    asked = {"prompt": PROMPT, "size": "256x256", "n": 2, "extra_headers": {"Idempotency-Key": "attached"}}
+    ask: Any = partial(client(web).images.generate, **asked, extra_body={"steps": 50})  # type: ignore[call-overload]
+    before = web.counted("klein_cost_microusd_total")
+    async with kleinclient.AsyncClient(web.target) as klein:
+        answer = asyncio.create_task(asyncio.to_thread(ask))
+        await web.counts("klein_running_requests", 2)
+        running = await asyncio.gather(*(klein.attach(f"attached/{index}").result() for index in (1, 2)))
+        drawn = [base64.b64decode(image.b64_json) for image in (await answer).data]
+        kept = [await klein.attach(f"attached/{index}") for index in (1, 2)]
+    assert drawn == [image.data for image in running] == [image.data for image in kept]
+    assert {image.is_replay for image in (*running, *kept)} == {True}
+    assert web.counted("klein_cost_microusd_total") - before == 28_000
 
 
 def test_the_token_is_the_key(limited: Web) -> None:
