@@ -14,7 +14,7 @@ BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 def markdown(summary: Summary) -> str:
     """Every table of the report."""
-    parts = [_machine(summary), _glance(summary), _alone(summary)]
+    parts = [_machine(summary), _glance(summary), _pairs(summary), _alone(summary)]
     for name in [*poisson_loads(summary), BURST]:
         if any(name in c["loads"] for c in summary["contestants"].values()):
             parts.append(_load(summary, name))
@@ -59,6 +59,21 @@ def _glance(summary: Summary) -> str:
             row += [met, admitted, _cell(of.get("goodput_per_second"), 1, 2)]
         rows.append(row)
     return _table(head, rows)
+
+
+def _pairs(summary: Summary) -> str:
+    """Ours over each peer, measured one after the other."""
+    count, loads = summary["plan"]["repetitions"], poisson_loads(summary)
+    if count < 2 or not summary["pairs"]:
+        return ""
+    edges = [str(edge) for edge in sorted(set(summary["plan"]["edges"]))]
+    head = ["over", "burst, requests/s", *[f"{load} %, {edge}²" for load in loads for edge in edges]]
+    rows = [
+        [TITLES[peer], _cell(of.get(BURST), 1, 2), *[_cell(of[load][edge], 1, 2) for load in loads for edge in edges]]
+        for peer, of in summary["pairs"].items()
+    ]
+    told = f"**klein-serve over each peer**: medians of {count} pairs of repetitions, of latencies the p50 (least–most)"
+    return f"{told}\n\n{_table(head, rows)}"
 
 
 def _load(summary: Summary, name: str) -> str:

@@ -11,7 +11,7 @@ from statistics import mean, median
 from typing import Any, TypeAlias
 
 from benchmarks.load import OK, REFUSED, Outcome
-from benchmarks.plan import BURST, DEADLINES, P99_SAMPLES_MIN, POISSON, Plan
+from benchmarks.plan import BURST, DEADLINES, P99_SAMPLES_MIN, PEERS, POISSON, Plan
 from benchmarks.run import CAPACITY, Row, outcomes, per_second
 
 Summary: TypeAlias = dict[str, Any]
@@ -28,7 +28,37 @@ def summarise(rows: list[Row], plan: Plan) -> Summary:
         "machine": machine(plan),
         "lock_requests_per_second_by_threads": capacity,
         "contestants": {name: _contestant([r for r in rows if r["contestant"] == name], plan) for name in names},
+        "pairs": {peer: _pairs(rows, peer, plan) for peer in names if peer in PEERS and "ours" in names},
     }
+
+
+def _pairs(rows: list[Row], peer: str, plan: Plan) -> Summary:
+    """Ours over this peer's, by load: the median of the repetitions' ratios, the least and the most.
+
+    Of a burst requests a second, of other loads the p50 of each class.
+    """
+    of = {(row["contestant"], row["load"], row["repetition"]): row for row in rows}
+    found: Summary = {}
+    for load in plan.loads:
+        numbers = range(plan.repetitions)
+        pairs = [(a, b) for n in numbers if (a := of.get(("ours", load, n))) and (b := of.get((peer, load, n)))]
+        if load == BURST:
+            found[load] = _ratios([(per_second(a), per_second(b)) for a, b in pairs])
+        elif load != DEADLINES:
+            found[load] = {
+                str(edge): _ratios([(_p50(a, edge), _p50(b, edge)) for a, b in pairs])
+                for edge in sorted(set(plan.edges))
+            }
+    return found
+
+
+def _p50(row: Row, edge: int) -> float | None:
+    seconds = [o.seconds for o in outcomes(row) if o.edge == edge and o.code == OK]
+    return quantile(seconds, 0.5) if seconds else None
+
+
+def _ratios(pairs: Sequence[tuple[float | None, float | None]]) -> Summary | None:
+    return _spread([[a / b] for a, b in pairs if a and b], median)
 
 
 def _contestant(rows: list[Row], plan: Plan) -> Summary:
@@ -117,7 +147,7 @@ def machine(plan: Plan) -> Summary:
     """What measured, for the reader to judge; the load average tells whether something else ran."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    found: Summary = {"processor": model, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+    found: Summary = {"processor": model, "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 2)}
     if plan.device != "cpu":
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         found["accelerator"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import summary
 from benchmarks.load import OK, REFUSED, Outcome
-from benchmarks.plan import DEADLINES, Plan
+from benchmarks.plan import BURST, DEADLINES, Plan
 
 PLAN = Plan("x", edges=(64, 128), loads=("80", DEADLINES))
 
@@ -28,6 +28,16 @@ def test_spread() -> None:
     rows = [row("80", 0, [0.1, 0.1]), row("80", 1, [0.3, 0.3])]
     found = summary.summarise(rows, PLAN)["contestants"]["ours"]["loads"]["80"]["mean_seconds"]
     assert found == {"value": 0.2, "low": 0.1, "high": 0.3}
+
+
+def test_pairs() -> None:
+    """Ours over a peer is the median of the repetitions' ratios; what one of the two has not done is no pair."""
+    plan = Plan("x", edges=(64, 128), loads=("80", BURST), repetitions=3)
+    rows = [row(load, n, [n + 1.0]) for load in plan.loads for n in range(3)]
+    peers = [row(load, n, [2.0]) | {"contestant": "lock"} for load in plan.loads for n in range(2)]
+    found = summary.summarise([*rows, *peers], plan)["pairs"]
+    ratios = {"value": 0.75, "low": 0.5, "high": 1.0}
+    assert found == {"lock": {"80": {"64": ratios, "128": None}, BURST: {"value": 1.5, "low": 1.0, "high": 2.0}}}
 
 
 def test_deadlines() -> None:
