@@ -1,12 +1,13 @@
-"""Noise, places and steps of rows; that packed steps are the stock pipeline's: test_parity.py."""
+"""Noise, places and steps of rows, by both kinds of blocks (engine/{blocks,denoise}.py); the stock pipeline's: test_parity.py."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from kleinserve.core import Size
-from kleinserve.engine import attention, denoise
+from kleinserve.engine import blocks, denoise
 from kleinserve.engine.denoise import Denoiser, Row, image_positions, noise, text_positions
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -88,6 +89,20 @@ def test_a_step_that_fails_moves_no_row(denoiser: Denoiser, monkeypatch: pytest.
         assert torch.equal(each.latents, other.latents)
 
 
+def test_fewer_calls_compute_the_same(denoiser: Denoiser) -> None:
+    """The blocks for a CPU move rows as the stock ones do: alone, together, at one noise level and at several."""
+    stock = Denoiser(denoiser.transformer, is_compiled=True)
+    assert (type(denoiser._blocks), type(stock._blocks)) == (blocks.EagerBlocks, blocks.StockBlocks)
+    sides = []
+    for each in (denoiser, stock):
+        rows = [row(), row(Size(96, 64), seed=1), row(seed=2), row(Size(64, 128), seed=3, steps=3)]
+        for count in (1, 4, 3, 4):
+            each.step([one for one in rows[:count] if not one.is_done])
+        sides.append(rows)
+    for one, two in zip(*sides, strict=True):
+        torch.testing.assert_close(one.latents, two.latents, rtol=1e-5, atol=1e-5)
+
+
 def test_what_a_set_of_rows_needs_is_made_once(denoiser: Denoiser) -> None:
     """It is kept while the set stays, made anew for another, and let go when one of them is done."""
     rows = [row(), row(seed=1, steps=3)]
@@ -110,11 +125,11 @@ def test_a_copied_row_goes_its_own_way(denoiser: Denoiser) -> None:
     assert torch.equal(held, kept)
 
 
-def multiplied(query: Tensor, key: Tensor, value: Tensor, *ends: Tensor) -> Tensor:
+def multiplied(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
     """Attention of one sequence by products, which torch's counter counts."""
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    weights = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5).softmax(dim=-1)
-    return (weights @ value).transpose(1, 2)
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+    weights = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(dim=-1)
+    return (weights @ value).transpose(0, 1)
 
 
 @pytest.mark.parametrize("size", [SMALL, Size(256, 256)])
@@ -122,7 +137,7 @@ def test_predicted_work_is_what_a_step_computes(
     denoiser: Denoiser, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GFLOP by the blocks' weights and the tokens, within a fifth of all that torch counts in a step."""
-    monkeypatch.setattr(attention, "attend", multiplied)
+    monkeypatch.setattr(blocks, "attend_each", multiplied)
     one = row(size)
     with FlopCounterMode(display=False) as counter:
         denoiser.step([one])

@@ -5,7 +5,7 @@ sequence's text, then every sequence's image tokens. Sequence order is what atte
 the text and image of sequence 0, then of sequence 1, and so on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -78,6 +78,18 @@ def varlen(device: torch.device, dtype: torch.dtype, head_channels: int) -> Call
     return None
 
 
+def attend_each(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Attention within each sequence, one call for neighbours of one length. [T, heads, head channels], in and out."""
+    parts, start = [], 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        stop = start + count * length
+        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 @torch.library.custom_op("kleinserve::attend", mutates_args=())
 def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: Tensor) -> Tensor:
     """Attention within each sequence. [1, T, heads, head channels] in sequence order, in and out; ends of a Packing.
@@ -91,15 +103,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: T
         out = packed(query[0], key[0], value[0], ends, ends, max(lengths), max(lengths))
         assert isinstance(out, Tensor)
         return out[None]
-    parts, start = [], 0
-    for length, run in groupby(lengths):  # neighbours of one length share a call
-        count = len(list(run))
-        shape = (count, length, query.shape[2], query.shape[3])
-        stop = start + count * length
-        q, k, v = (x[0, start:stop].view(shape).transpose(1, 2) for x in (query, key, value))
-        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        start = stop
-    return torch.cat(parts)[None] if len(parts) > 1 else parts[0][None].contiguous()
+    return attend_each(query[0], key[0], value[0], lengths)[None].contiguous()
 
 
 @attend.register_fake

@@ -6,6 +6,7 @@ The engine's heart. Knows rows, not requests: no deadlines, no callers.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from diffusers import Flux2Transformer2DModel
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from kleinserve.core import EDGE_MULTIPLE, Size
 from kleinserve.engine import memory
-from kleinserve.engine.attention import PackedDoubleProcessor, PackedSingleProcessor, Packing, varlen
+from kleinserve.engine.attention import Packing, varlen
+from kleinserve.engine.blocks import Blocks, EagerBlocks, Modulations, StockBlocks
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
 
@@ -85,8 +87,8 @@ class Pass:
     """What one set of rows needs at every step while the set stays the same.
 
     sequences: the row of each. texts, images, outputs: tokens of each sequence, outputs being those of the images that
-    are denoised. rotary: cosines and sines, float32 [all tokens, head channels], sequence order. context: [1, all text
-    tokens, D], stream order. places: sequence positions of the outputs.
+    are denoised. rotary: the blocks' own. context: [1, all text tokens, D], stream order. places: sequence positions of
+    the outputs.
     """
 
     rows: tuple[Row, ...]
@@ -95,21 +97,19 @@ class Pass:
     images: list[int]
     outputs: list[int]
     packing: Packing
-    rotary: tuple[Tensor, Tensor]
+    rotary: Any
     context: Tensor
     places: Tensor
 
 
 class Denoiser:
-    """The stock transformer with packed attention."""
+    """The stock transformer with packed attention; `is_compiled`: its blocks are, or will be."""
 
-    def __init__(self, transformer: Flux2Transformer2DModel):
+    def __init__(self, transformer: Flux2Transformer2DModel, *, is_compiled: bool = False):
         self.transformer = transformer
         self.device, self.dtype = transformer.device, transformer.dtype
-        for block in transformer.transformer_blocks:
-            block.attn.set_processor(PackedDoubleProcessor())
-        for block in transformer.single_transformer_blocks:
-            block.attn.set_processor(PackedSingleProcessor())
+        is_eager = self.device.type == "cpu" and self.dtype == torch.float32 and not is_compiled
+        self._blocks: Blocks = EagerBlocks(transformer) if is_eager else StockBlocks(transformer)
         double = sum(p.numel() for p in transformer.transformer_blocks.parameters()) / 2  # a token is in one stream
         self._weights = double + sum(p.numel() for p in transformer.single_transformer_blocks.parameters())
         self._layers = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
@@ -162,7 +162,7 @@ class Denoiser:
             images,
             outputs,
             Packing.of(texts, images, device),
-            self.transformer.pos_embed(torch.cat(positions)),
+            self._blocks.rotary(torch.cat(positions)),
             torch.cat([context for _, context in pairs])[None],
             torch.cat(places),
         )
@@ -178,17 +178,12 @@ class Denoiser:
         image = torch.cat(
             [part for row, e in zip(rows, embedded, strict=True) for _ in row.contexts for part in (e, row.references)]
         )[None]
-        text = prepared.context
-        image_modulation = _per_token(model.double_stream_modulation_img(embedding), of, prepared.images)
-        text_modulation = _per_token(model.double_stream_modulation_txt(embedding), of, prepared.texts)
-        extras = {"packing": packing}
-        for block in model.transformer_blocks:
-            text, image = block(image, text, image_modulation, text_modulation, prepared.rotary, extras)
-
-        hidden = torch.cat([text, image], dim=1)[:, packing.order]
-        modulation = _per_token(model.single_stream_modulation(embedding), of, packing.lengths)
-        for block in model.single_transformer_blocks:
-            hidden = block(hidden, None, modulation, prepared.rotary, extras)
+        modulations = Modulations(
+            _per_token(model.double_stream_modulation_img(embedding), of, prepared.images),
+            _per_token(model.double_stream_modulation_txt(embedding), of, prepared.texts),
+            _per_token(model.single_stream_modulation(embedding), of, packing.lengths),
+        )
+        hidden = self._blocks(prepared.context, image, modulations, prepared.rotary, packing)
 
         # AdaLayerNormContinuous, with its scale and shift per token: scale comes first here, unlike in the blocks.
         norm = model.norm_out

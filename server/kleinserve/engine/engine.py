@@ -64,7 +64,8 @@ class Engine:
         self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._warming = threading.Lock()
         self._transparent_phrase = layout.transparent_phrase
-        self._denoiser = Denoiser(modules.transformer)
+        is_compiled = compiled.is_wanted(config.compile, device)
+        self._denoiser = Denoiser(modules.transformer, is_compiled=is_compiled)
         self._vae = Vae(modules.vae, device, config.decode_pixels_max)
         self._lend_vae = memory.lender(modules.vae, device, self._is_offloaded)
         limit = layout.prompt_tokens_limit or min(checkpoint.PROMPT_TOKENS_MAX, modules.tokenizer.model_max_length)
@@ -90,7 +91,7 @@ class Engine:
         self.compile_state = "eager"  # or "compiled", or "failed: " and why; what was asked for is known after warm()
         self._must_compile = config.compile == "on"
         self._warm_sizes = config.warm_sizes or ((self.facts.default_size,) if device.type == "cuda" else ())
-        if compiled.is_wanted(config.compile, device):
+        if is_compiled:
             with self._falling_back():
                 compiled.check()
                 compiled.compile_blocks(modules.transformer)
