@@ -1,4 +1,4 @@
-"""Noise, places and steps of rows, by both kinds of blocks (engine/{blocks,denoise}.py); the stock pipeline's: test_parity.py."""
+"""Noise, places and steps of rows, by both kinds of blocks (engine/{blocks,denoise}.py); parity: test_parity.py."""
 
 import copy
 from collections.abc import Sequence

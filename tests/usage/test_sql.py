@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from kleinserve.core import Operation, Outcome, UsageRecord
 from kleinserve.errors import InvalidField, LedgerUnavailable
@@ -51,6 +52,22 @@ async def test_a_record_comes_back_as_it_was(ledger: SqlLedger) -> None:
     )
     await ledger.commit(given)
     assert await listed(ledger) == [given]
+
+
+async def test_closed_nothing_is_open(tmp_path: Path) -> None:
+    """Its disk can be taken away: no thread holds a file of the database, nor is one about to read."""
+    ledger = SqlLedger(f"sqlite:///{tmp_path}/usage.db")
+    await ledger.commit(record())
+    await asyncio.gather(*(listed(ledger) for _ in range(10)))
+    assert held(tmp_path) != set()
+    await ledger.close()
+    assert held(tmp_path) == set()
+
+
+def held(folder: Path) -> set[Path]:
+    """The folder's files that this process has open."""
+    found = {file.path for file in psutil.Process().open_files()}
+    return {path for path in map(Path, found) if path.is_relative_to(folder)}
 
 
 async def test_the_same_record_again_changes_nothing(ledger: SqlLedger) -> None:

@@ -1,6 +1,7 @@
 """Threads that read, so that a slow or hanging database keeps neither the event loop nor the end of the process."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from kleinserve.errors import LedgerUnavailable
 
 T = TypeVar("T")
 THREADS = 3  # a long sum beside two listings
+LAST_SECONDS = 1.0  # for what is read while closing
 
 
 class Reader:
@@ -22,6 +24,7 @@ class Reader:
     def __init__(self, engine: Engine, timeout_seconds: float):
         self._engine, self._timeout = engine, timeout_seconds
         self._threads = THREADS
+        self._end: Future[None] = Future()
         self._lock = threading.Lock()
         self._reads: queue.SimpleQueue[tuple[Callable[[Connection], Any], Future[Any]] | None] = queue.SimpleQueue()
         for number in range(THREADS):
@@ -36,10 +39,12 @@ class Reader:
         except (TimeoutError, SQLAlchemyError) as error:
             raise LedgerUnavailable("usage cannot be read now") from error
 
-    def close(self) -> None:
-        """End the threads when they have done what waits; the last one closes the connections."""
+    async def close(self) -> None:
+        """End the threads once they have done what waits, for a second at most. The last one closes the connections."""
         for _ in range(THREADS):
             self._reads.put(None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._end)), LAST_SECONDS)
 
     def _run(self) -> None:
         while (item := self._reads.get()) is not None:
@@ -50,6 +55,7 @@ class Reader:
             self._threads -= 1
             if self._threads == 0:
                 self._engine.dispose()
+                self._end.set_result(None)
 
     def _do(self, read: Callable[[Connection], T], future: Future[T]) -> None:
         try:

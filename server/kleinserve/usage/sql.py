@@ -106,6 +106,6 @@ class SqlLedger:
     async def close(self) -> None:
         """As the protocol says, within the timeout."""
         has_ended = await self.writer.close()
-        self._reader.close()
+        await self._reader.close()
         if self._owner and has_ended:  # else the thread may write yet: the file is held until the process ends
             self._owner.release()
