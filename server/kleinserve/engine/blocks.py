@@ -77,13 +77,11 @@ class EagerBlocks:
         self._transformer = transformer
         self._heads, self._channels = transformer.config.num_attention_heads, transformer.config.attention_head_dim
         self._width = self._heads * self._channels
-        self._norms = {
-            block: (self._norm(block.attn.norm_added_q, block.attn.norm_added_k), self._of(block))
-            for block in transformer.transformer_blocks
-        } | {block: (self._of(block),) for block in transformer.single_transformer_blocks}
-
-    def _of(self, block: Any) -> Tensor:
-        return self._norm(block.attn.norm_q, block.attn.norm_k)
+        self._norms: dict[nn.Module, Tensor] = {}  # by the query's
+        for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
+            self._norms[block.attn.norm_q] = self._norm(block.attn.norm_q, block.attn.norm_k)
+        for block in transformer.transformer_blocks:
+            self._norms[block.attn.norm_added_q] = self._norm(block.attn.norm_added_q, block.attn.norm_added_k)
 
     def _norm(self, query: nn.RMSNorm, key: nn.RMSNorm) -> Tensor:
         """The weights [2 heads, head channels] of queries and keys that have been divided by their length."""
@@ -128,8 +126,8 @@ class EagerBlocks:
             ]
         )
         turned, value = self._divided(projected, attn.norm_q.eps)
-        for part, weight in zip((turned[:count], turned[count:]), self._norms[block], strict=True):
-            part.mul_(weight)
+        turned[:count].mul_(self._norms[attn.norm_added_q])
+        turned[count:].mul_(self._norms[attn.norm_q])
         turned, value = (_placed(tokens, packing.order, packing) for tokens in (turned, value))
         attended = _placed(self._attend(turned, value, rotary, packing), packing.inverse, packing)
         text = of_text[0].add(text, attn.to_add_out(attended[:count]))
@@ -144,7 +142,7 @@ class EagerBlocks:
         attn = block.attn
         projected = attn.to_qkv_mlp_proj(modulation.of(hidden, block.norm))
         turned, value = self._divided(projected[:, : 3 * self._width], attn.norm_q.eps)
-        attended = self._attend(turned.mul_(*self._norms[block]), value, rotary, packing)
+        attended = self._attend(turned.mul_(self._norms[attn.norm_q]), value, rotary, packing)
         joined = torch.cat([attended, _gated(projected[:, 3 * self._width :])], dim=-1)
         return modulation.add(hidden, attn.to_out(joined))
 
