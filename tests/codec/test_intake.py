@@ -229,7 +229,7 @@ async def test_a_large_one_is_measured_once(opened: Open, count: int) -> None:
 
 
 async def test_ctrl_c_is_not_for_workers(opened: Open) -> None:
-    """SIGINT and SIGTERM do not end a worker: the server drains first. It is not in the terminal's group, and nice."""
+    """SIGINT and SIGTERM do not end a worker: the server drains first. It is not in the terminal's group."""
     intake, _ = opened(intake_workers=1)
     await intake.decode("a", [GOOD], keep_alpha=False)
     (worker,) = workers()
@@ -238,7 +238,23 @@ async def test_ctrl_c_is_not_for_workers(opened: Open) -> None:
     await intake.decode("a", [GOOD], keep_alpha=False)
     assert [process.pid for process in workers()] == [worker.pid]
     assert os.getpgid(worker.pid) != os.getpgid(0)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+async def test_workers_yield_to_the_engine(opened: Open, cores: int) -> None:
+    """A worker is nice, and where there is more than one core runs only on what others leave of them."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < cores:
+        pytest.skip("one core")
+    os.sched_setaffinity(0, sorted(allowed)[:cores])
+    try:
+        intake, _ = opened(intake_workers=1)
+        await intake.decode("a", [GOOD], keep_alpha=False)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    (worker,) = workers()
     assert worker.nice() == min(19, psutil.Process().nice() + 10)
+    assert os.sched_getscheduler(worker.pid) == (os.SCHED_OTHER if cores == 1 else os.SCHED_IDLE)
 
 
 async def test_closing_ends_everything(opened: Open) -> None:

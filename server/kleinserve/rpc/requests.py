@@ -45,7 +45,7 @@ from kleinserve.core.limits import (
 )
 from kleinserve.errors import InvalidField, Violation, quoted
 
-_UNKNOWN_BYTES_MAX = 4096  # of unknown fields of one message that are named one by one
+_UNKNOWN_BYTES_MAX = 4096  # of unknown fields that are named one by one
 
 E = TypeVar("E", bound=Enum)
 
@@ -115,29 +115,32 @@ def unknown(message: Message, path: str = "") -> Iterator[Violation]:
     if surplus > _UNKNOWN_BYTES_MAX:
         yield Violation(f"{path}#", f"{surplus} bytes of unknown fields; this server cannot honour them")
         return
-    for field in UnknownFieldSet(message):  # type: ignore[attr-defined]  # its types lack __iter__
-        yield Violation(f"{path}#{field.field_number}", "unknown field; this server cannot honour it")
+    nested = ((f"{at}.", item) for at, _, item in items if isinstance(item, Message))
+    for at, part in ((path, message), *nested):
+        for field in UnknownFieldSet(part):  # type: ignore[attr-defined]  # its types lack __iter__
+            yield Violation(f"{at}#{field.field_number}", "unknown field; this server cannot honour it")
     for at, descriptor, item in items:
-        if descriptor.type == descriptor.TYPE_MESSAGE:
-            yield from unknown(item, f"{at}.")
-        elif descriptor.enum_type is not None and item not in descriptor.enum_type.values_by_number:
+        if descriptor.enum_type is not None and item not in descriptor.enum_type.values_by_number:
             allowed = ", ".join(v.name for v in descriptor.enum_type.values)
             yield Violation(at, f"{item} is not a value of {descriptor.enum_type.name}; one of {allowed}")
 
 
 def _items(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, Any]]:
-    """Path, descriptor and value of each field that is set; of a repeated one, of each element."""
+    """Path, descriptor and value of each field that is set, nested ones too; of a repeated one, of each element.
+
+    Once for each message: to read a field of bytes is to copy it.
+    """
     for descriptor, value in message.ListFields():
-        if descriptor.is_repeated:
-            yield from ((f"{path}{descriptor.name}[{index}]", descriptor, item) for index, item in enumerate(value))
-        else:
-            yield f"{path}{descriptor.name}", descriptor, value
+        name = f"{path}{descriptor.name}"
+        elements = [(f"{name}[{i}]", item) for i, item in enumerate(value)] if descriptor.is_repeated else [(name, value)]
+        for at, item in elements:
+            yield at, descriptor, item
+            if isinstance(item, Message):
+                yield from _items(item, f"{at}.")
 
 
 def _wire_bytes_max(value: object) -> int:
-    """At most what a field takes in a message, its tag and length included."""
-    if isinstance(value, Message):
-        return 16 + value.ByteSize()
+    """At most what a field takes in a message, its tag and length included; of a message these alone."""
     return 16 + (len(value.encode()) if isinstance(value, str) else len(value) if isinstance(value, bytes) else 0)
 
 
