@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks import trace
@@ -70,10 +70,10 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
         found += await open_loop(server.target, _mixed(trace.poisson(rate, count, EDGES, 10 + seed), larges))
     held = await sampling
     minutes: dict[int, float] = {}
-    for minute in range(int(held[-1][0] // 60) + 1):
-        if of := [bytes_ for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]:
-            minutes[minute] = mean(of) / MIB
-            print(f"minute {minute}: {minutes[minute]:.0f} MiB")
+    for minute in range(max(1, int(seconds // 60))):  # whole ones
+        of = [bytes_ / MIB for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]
+        minutes[minute] = median(of)
+        print(f"minute {minute}: {minutes[minute]:.0f} MiB ({min(of):.0f} to {max(of):.0f})")
     last = [(minute, mib) for minute, mib in minutes.items() if minute >= len(minutes) // 2]
     # Theil and Sen's: one minute that holds more, of large references that came together, is no growth.
     slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])

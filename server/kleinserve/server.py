@@ -36,7 +36,8 @@ from kleinserve.web.probes import Debug, Health, Probes
 
 SPARE_SECONDS = 1.0  # after the grace: for statuses to reach their readers
 TRACES_SECONDS = 3.0  # for the last traces to reach their collector
-IDLE_SECONDS = 4.0  # without a call, after which memory goes back
+IDLE_SECONDS = 4.0  # without a call, after which freed memory goes back
+LOADED_SECONDS = 20.0  # after which it does while calls go on: the next steps fault their pages in again
 
 log = structlog.get_logger()
 
@@ -97,15 +98,20 @@ class Server:
             await self._grpc.say(is_serving=self._health().is_ready)
 
     async def _give_back(self) -> None:
-        """Return freed memory to the system once nobody has called for a while: large references leave much of it."""
+        """Return freed memory to the system once nobody has called for a while, and now and then under load.
+
+        Large references leave much of it; between allocations that stay it would add up.
+        """
         seen = given = 0
+        clock = asyncio.get_running_loop().time
+        last = clock()
         while True:
             await asyncio.sleep(IDLE_SECONDS)
             load, begun = self._backend.load(), self._calls.begun
             is_idle = begun == seen and not (self._calls.running or load.waiting or load.running)
-            if is_idle and begun != given:
+            if begun != given and (is_idle or clock() - last >= LOADED_SECONDS):
                 await asyncio.to_thread(process.give_back)
-                given = begun
+                given, last = begun, clock()
             seen = begun
 
     async def start(self) -> list[str]:

@@ -8,7 +8,7 @@ import signal
 import time
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.replicas.cluster import free_port
 START_SECONDS = 240.0
 CPUS = 4  # of each node, by name only: a replica takes one
 PORTS = {"port": 0, "metrics_port": 0, "replica_metrics_port": 0}
-SETTINGS = PORTS | {"replicas": "2:2", "fronts": 2, "threads": 1, "ledger": "none", "max_steps": 5000}
+SETTINGS = PORTS | {"replicas": "2:2", "fronts": 2, "threads": 1, "max_steps": 5000}
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,18 @@ class Actor:
 
 
 class Cluster:
-    """Two nodes. `url`: of the dashboard, whose REST interface deploys; `address`: of the head, for a driver."""
+    """Two nodes. `address`: of the head, for a driver. `ledger`: of what is deployed there."""
 
-    def __init__(self, nodes: Any, dashboard: int, folder: str):
+    def __init__(self, nodes: Any, dashboard: int, folder: str, ledger: str):
         self._nodes, self._url = nodes, f"http://127.0.0.1:{dashboard}/api/serve/applications/"
-        self._folder = folder
+        self._folder, self._ledger = folder, ledger
         self.address: str = nodes.address
         self._logs = Path(nodes.head_node.get_logs_dir_path())
 
-    def deploy(self, settings: Mapping[str, object], *, options: object = ()) -> None:
-        """Ask for the application with these settings; `options` of its deployments. Returns before it is so."""
-        application = {"name": "klein", "import_path": "kleinserve.app:application", "args": dict(settings)}
+    def deploy(self, *, options: object = (), **settings: object) -> None:
+        """Ask for the application with SETTINGS and these; `options` of its deployments. Returns before it is so."""
+        settings = SETTINGS | {"ledger": self._ledger} | settings
+        application = {"name": "klein", "import_path": "kleinserve.app:application", "args": settings}
         asked = {"proxy_location": "Disabled", "applications": [application | {"deployments": list(options)}]}  # type: ignore[call-overload]
         self._ask("PUT", json.dumps(asked).encode())
 
@@ -136,8 +137,8 @@ def _kept_in(folder: str) -> Iterator[None]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster with nothing deployed, whose GCS keeps its state in a folder; ended by its processes' ids."""
+def cluster(ledger: str) -> Iterator[Cluster]:
+    """A cluster with nothing deployed yet, whose GCS keeps its state in a folder; ended by its processes' ids."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -151,6 +152,6 @@ def cluster() -> Iterator[Cluster]:
             nodes = Nodes(initialize_head=True, head_node_args=head)
         try:
             nodes.add_node(node_ip_address="127.0.0.3", **node)
-            yield Cluster(nodes, dashboard, folder)
+            yield Cluster(nodes, dashboard, folder, ledger)
         finally:
             nodes.shutdown()

@@ -1,16 +1,18 @@
-"""One cluster for all tests: two fronts, two replicas."""
+"""One cluster for all tests: two fronts that share a PostgreSQL, two replicas."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.cluster import SETTINGS, Cluster, cluster
+from tests.ray.cluster import Cluster, cluster
+from tests.usage.conftest import postgres as postgres
+from tests.usage.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
-def deployed() -> Iterator[Cluster]:
-    with cluster() as made:
-        made.deploy(SETTINGS)
+def deployed(postgres: Postgres) -> Iterator[Cluster]:
+    with cluster(postgres.database()) as made:
+        made.deploy()
         made.wait()
         yield made
 

@@ -1,14 +1,15 @@
 """Requests through fronts and replicas that are killed and replaced (backend/ray/{front,replica,router}.py)."""
 
 import re
+import uuid
 from pathlib import Path
 
 import grpc
 import numpy as np
 from google.rpc import error_details_pb2
-from klein.v1 import image_pb2_grpc
+from klein.v1 import image_pb2, image_pb2_grpc
 
-from tests.e2e.calls import edit, final, generate, opened, png, refused
+from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import served
 from tests.ray import trials
 from tests.ray.cluster import Cluster
@@ -56,6 +57,29 @@ async def test_refusals_arrive(whole: Cluster) -> None:
         code, reason, details = await refused(call)
         assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
         assert isinstance(details["BadRequest"], error_details_pb2.BadRequest)
+
+
+async def test_a_key_is_its_fronts(whole: Cluster) -> None:
+    """What one front has drawn under a key the other one replays; what runs under one it follows, and cancels."""
+    done = generate(seed=5, idempotency_key=uuid.uuid4().hex)
+    running = generate(steps=5000, idempotency_key=uuid.uuid4().hex)
+    name = running.options.idempotency_key
+    first, second = whole.targets()
+    async with opened(first) as here, opened(second) as there:
+        drawn, completed = await final(here, done)
+        replayed, again = await final(there, done)
+        assert np.array_equal(replayed, drawn)
+        assert (again.usage, again.seed) == (completed.usage, completed.seed)
+        stub = image_pb2_grpc.ImageServiceStub(there)
+        assert (await until(stub.Generate(done), "accepted")).accepted.is_replay
+        streams = [image_pb2_grpc.ImageServiceStub(here).Generate(running)]
+        await until(streams[0], "progress")
+        streams.append(stub.Attach(image_pb2.AttachRequest(idempotency_key=name)))
+        await until(streams[1], "progress")
+        await stub.Cancel(image_pb2.CancelRequest(idempotency_key=name))
+        for stream in streams:
+            code, reason, _ = await refused(stream)
+            assert (code, reason) == (grpc.StatusCode.CANCELLED, "CANCELLED")
 
 
 async def test_cancels(whole: Cluster) -> None:

@@ -18,7 +18,7 @@ from kleinserve.backend.ray import ENVIRONMENT
 from PIL import Image
 
 from tests.e2e.calls import NARROW, generate, opened, until
-from tests.ray.cluster import SETTINGS, START_SECONDS, Actor, Cluster
+from tests.ray.cluster import START_SECONDS, Actor, Cluster
 
 Stub = image_pb2_grpc.ImageServiceStub
 AT_ONCE = 10
@@ -152,7 +152,7 @@ async def rolled(cluster: Cluster, count: int, steps: int = 4) -> tuple[Tally, f
     load = Load(cluster.targets(), steps)
     running = asyncio.create_task(load.run(lambda number: number >= count and is_over.is_set()))
     await load.has_begun.wait()
-    cluster.deploy(SETTINGS, options=[{"name": "Replica", "ray_actor_options": ANOTHER}])
+    cluster.deploy(options=[{"name": "Replica", "ray_actor_options": ANOTHER}])
     await asyncio.to_thread(cluster.until_gone, "Replica", old, 2)
     seconds = time.monotonic() - began
     is_over.set()
@@ -177,7 +177,7 @@ async def head_lost(cluster: Cluster, seconds: float) -> Tally:
 async def scaled(cluster: Cluster) -> float:
     """Load brings a second replica; returns after how many seconds."""
     old = {actor.name for deployment in ("Front", "Replica") for actor in cluster.actors(deployment)}
-    cluster.deploy(SETTINGS | {"replicas": "1:2"})
+    cluster.deploy(replicas="1:2")
     for deployment, count in (("Replica", 1), ("Front", 2)):
         await asyncio.to_thread(cluster.until_gone, deployment, old, count)
     is_over, began = asyncio.Event(), time.monotonic()
@@ -257,9 +257,13 @@ class Later:
 
     pairs: list[float]
 
+    @property
+    def median(self) -> float:
+        return statistics.median(self.pairs)
+
     def __str__(self) -> str:
-        low, median, high = statistics.quantiles(self.pairs, n=4)
-        return f"median {median:.1f} ms (quartiles {low:.1f} to {high:.1f}, {len(self.pairs)} pairs)"
+        low, _, high = statistics.quantiles(self.pairs, n=4)
+        return f"median {self.median:.1f} ms (quartiles {low:.1f} to {high:.1f}, {len(self.pairs)} pairs)"
 
 
 async def latency(local: str, remote: str, pairs: int) -> tuple[Later, Later]:

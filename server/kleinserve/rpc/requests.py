@@ -132,7 +132,9 @@ def _items(message: Message, path: str) -> Iterator[tuple[str, FieldDescriptor, 
     """
     for descriptor, value in message.ListFields():
         name = f"{path}{descriptor.name}"
-        elements = [(f"{name}[{i}]", item) for i, item in enumerate(value)] if descriptor.is_repeated else [(name, value)]
+        elements = (
+            [(f"{name}[{i}]", item) for i, item in enumerate(value)] if descriptor.is_repeated else [(name, value)]
+        )
         for at, item in elements:
             yield at, descriptor, item
             if isinstance(item, Message):
