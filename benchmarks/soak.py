@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.soak [--minutes 10]
 
-Prints what the server and its workers hold by the minute, and the slope of the last half.
+Prints what the server and its workers hold by the minute, and the slope of the last half's least.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LARGE_EVERY, LARGE_EDGES = 25, (1024, 1536, 2048)  # of arrivals: edits whose re
 KEYED_EVERY = 2
 KEPT_BYTES = 64 * MIB  # an eighth for the one caller there is
 CACHE_BYTES = 8 * MIB  # of prompts and of references; by default 256 MiB each, which would take hours to fill
-SAMPLE_SECONDS = 2.0
+SAMPLE_SECONDS = 1.0
 SLOPE_MOST = 1.0  # MiB a minute
 SEGMENT_SECONDS = 60.0  # its arrivals are made when it begins, so that the load's own memory stays small
 
@@ -72,10 +72,11 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
     minutes: dict[int, float] = {}
     for minute in range(max(1, int(seconds // 60))):  # whole ones
         of = [bytes_ / MIB for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]
-        minutes[minute] = median(of)
-        print(f"minute {minute}: {minutes[minute]:.0f} MiB ({min(of):.0f} to {max(of):.0f})")
+        minutes[minute] = min(of)
+        print(f"minute {minute}: {min(of):.0f} MiB at the least, {median(of):.0f} at the median, {max(of):.0f} at most")
+    # Of the least of each minute: what is under way comes and goes by tens of MiB, what stays lifts the least too.
+    # Theil and Sen's slope: a minute in which no sample fell between two large references is no growth.
     last = [(minute, mib) for minute, mib in minutes.items() if minute >= len(minutes) // 2]
-    # Theil and Sen's: one minute that holds more, of large references that came together, is no growth.
     slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])
     return [
         Figure("requests", len(found)),
