@@ -58,10 +58,10 @@ async def test_together_equals_alone(sharing: Serving) -> None:
     colours = ["red", "green", "blue", "yellow"]
     requests: list[object] = []
     for i in range(16):
-        width, height = sizes[i % 4]
+        (width, height), steps = sizes[i % 4], 4 + i % 8
         references = [png(64 + 16 * k, 64, colours[(i + k) % 4]) for k in range(i % 5)]
-        options = {"width": width, "height": height, "steps": 1 + i % 8}
-        requests.append(edit(references, i, **options) if references else generate(i, (width, height), 1 + i % 8))
+        options = {"width": width, "height": height, "steps": steps}
+        requests.append(edit(references, i, **options) if references else generate(i, (width, height), steps))
     async with opened(sharing.target) as channel:
         together = await asyncio.gather(*(final(channel, request) for request in requests))
         # They had company; how many shared a step depends on when their references were decoded.
