@@ -240,21 +240,13 @@ async def test_ctrl_c_is_not_for_workers(opened: Open) -> None:
     assert os.getpgid(worker.pid) != os.getpgid(0)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-async def test_workers_yield_to_the_engine(opened: Open, cores: int) -> None:
-    """A worker is nice, and where there is more than one core runs only on what others leave of them."""
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) < cores:
-        pytest.skip("one core")
-    os.sched_setaffinity(0, sorted(allowed)[:cores])
-    try:
-        intake, _ = opened(intake_workers=1)
-        await intake.decode("a", [GOOD], keep_alpha=False)
-    finally:
-        os.sched_setaffinity(0, allowed)
+async def test_workers_yield_to_the_engine(opened: Open) -> None:
+    """A worker is as nice as can be, and still gets what others leave of the cores and a little more."""
+    intake, _ = opened(intake_workers=1)
+    await intake.decode("a", [GOOD], keep_alpha=False)
     (worker,) = workers()
-    assert worker.nice() == min(19, psutil.Process().nice() + 10)
-    assert os.sched_getscheduler(worker.pid) == (os.SCHED_OTHER if cores == 1 else os.SCHED_IDLE)
+    assert worker.nice() == 19
+    assert os.sched_getscheduler(worker.pid) == os.SCHED_OTHER
 
 
 async def test_closing_ends_everything(opened: Open) -> None:

@@ -58,7 +58,8 @@ async def test_together_equals_alone(sharing: Serving) -> None:
     colours = ["red", "green", "blue", "yellow"]
     requests: list[object] = []
     for i in range(16):
-        (width, height), steps = sizes[i % 4], 4 + i % 8
+        width, height = sizes[i % 4]
+        steps = (4 if width == 256 else 24) + i % 8  # the small ones are still there when the last reference is decoded
         references = [png(64 + 16 * k, 64, colours[(i + k) % 4]) for k in range(i % 5)]
         options = {"width": width, "height": height, "steps": steps}
         requests.append(edit(references, i, **options) if references else generate(i, (width, height), steps))

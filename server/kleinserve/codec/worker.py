@@ -21,12 +21,11 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
-from kleinserve import process
 from kleinserve.codec import reference
 from kleinserve.errors import RefusedReference
 
-NICE = 10  # about a tenth of the engine's share of a core, where there is but one
-WALL_FACTOR = 12  # for a process that yields: a tenth of a core is enough
+NICE = 19  # a seventieth of the engine's share of a busy core; under SCHED_IDLE it would be none beside others' work
+WALL_FACTOR = 60  # so that one beside busy neighbours ends by its processor time
 FIXED_BYTES = 96 * 1024 * 1024  # a file of 10 MiB, its copies, a picture of 1024² and Python's own
 PACKET_BYTES_MAX = 4096  # what a pipe takes in one piece
 DETAIL_CHARACTERS_MAX = 1500  # of a traceback
@@ -51,7 +50,7 @@ def main() -> None:
     """Serve the socket that is standard input until its other end is closed. A packet is a Task and its file."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they are for the server, which closes the socket when it is done
-    _yield_to_engine()
+    os.nice(NICE)
     with suppress(OSError):  # where /proc may not be written
         Path("/proc/self/oom_score_adj").write_text("1000")  # if memory ends, this goes before the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -66,17 +65,6 @@ def main() -> None:
             os.close(files[0])
             with suppress(BrokenPipeError):  # the server is gone, as the next read will say
                 control.send(answer)
-
-
-def _yield_to_engine() -> None:
-    """Run where the engine does not: a thread of its that wakes takes the core at once, which niceness alone gives not.
-
-    On one core that could be never, so there niceness is all.
-    """
-    os.nice(NICE)
-    if process.cores() > 1:
-        with suppress(OSError):  # where a sandbox forbids it
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _supervise(control: socket.socket, task: Task, file: int) -> bytes:
