@@ -58,15 +58,16 @@ async def test_together_equals_alone(sharing: Serving) -> None:
     colours = ["red", "green", "blue", "yellow"]
     requests: list[object] = []
     for i in range(16):
-        width, height = sizes[i % 4]
-        steps = (4 if width == 256 else 24) + i % 8  # the small ones are still there when the last reference is decoded
+        (width, height), steps = sizes[i % 4], 4 + i % 8
         references = [png(64 + 16 * k, 64, colours[(i + k) % 4]) for k in range(i % 5)]
         options = {"width": width, "height": height, "steps": steps}
         requests.append(edit(references, i, **options) if references else generate(i, (width, height), steps))
     async with opened(sharing.target) as channel:
         together = await asyncio.gather(*(final(channel, request) for request in requests))
-        # They had company; how many shared a step depends on when their references were decoded.
-        assert max(completed.max_step_requests for _, completed in together) > 4
+        # They had company: how many join a step is the policy's, by what this machine's steps were found to cost.
+        company = [completed.max_step_requests for _, completed in together]
+        assert max(company) >= 3
+        assert sum(most > 1 for most in company) >= 8
         assert sharing.counted("klein_step_requests_sum") > sharing.counted("klein_step_requests_count")
         for request, (picture, _) in zip(requests, together, strict=True):
             alone, completed = await final(channel, request)
