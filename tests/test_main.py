@@ -115,7 +115,7 @@ def run(config, logs):
 )
 def test_a_signal_at_any_moment_of_the_start(module: str, number: int) -> None:
     """A signal at each import from main's first line on ends it at once, without a word."""
-    run = "def run(config, logs):\n  import getpass, time\n  time.sleep(60)"  # on a busy machine the main thread goes on
+    run = "def run(config, logs):\n  import getpass, time\n  time.sleep(60)"  # the main thread goes on
     done = start("serve", run=run, before=AT_IMPORT.format(module=module, number=number))
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
