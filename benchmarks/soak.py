@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.soak [--minutes 10]
 
-Prints what the server and its workers hold by the minute, and the slope of the last half's least.
+Prints what the server and its workers hold by the minute, and the slopes of the last half.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 
 from benchmarks import trace
@@ -69,22 +69,27 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
         count = max(1, round(rate * seconds / segments))
         found += await open_loop(server.target, _mixed(trace.poisson(rate, count, EDGES, 10 + seed), larges))
     held = await sampling
-    minutes: dict[int, float] = {}
-    for minute in range(max(1, int(seconds // 60))):  # whole ones
-        of = [bytes_ / MIB for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]
-        minutes[minute] = min(of)
-        print(f"minute {minute}: {min(of):.0f} MiB at the least, {median(of):.0f} at the median, {max(of):.0f} at most")
-    # Of the least of each minute: what is under way comes and goes by tens of MiB, what stays lifts the least too.
-    # Theil and Sen's slope: a minute in which no sample fell between two large references is no growth.
-    last = [(minute, mib) for minute, mib in minutes.items() if minute >= len(minutes) // 2]
-    slope = median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])
+    minutes = []
+    for minute in range(int(held[-1][0] // 60) + 1):
+        if of := [bytes_ / MIB for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]:
+            minutes.append((mean(of), min(of)))
+            print(f"minute {minute}: {minutes[-1][0]:.0f} MiB, at the least {minutes[-1][1]:.0f}")
+    means, least = zip(*minutes, strict=True)
     return [
         Figure("requests", len(found)),
         Figure("neither served nor refused", sum(o.code not in (OK, REFUSED) for o in found), most=0),
         Figure("served, of all", sum(o.code == OK for o in found) / len(found)),
         Figure("memory at the end", held[-1][1] / MIB, "MiB"),
-        Figure("memory's slope in the last half", slope, "MiB/min", most=SLOPE_MOST),
+        Figure("memory's slope in the last half", _slope(means), "MiB/min", most=SLOPE_MOST),
+        # What is under way comes and goes by tens of MiB, which hides a slope of one; what stays lifts the least too.
+        Figure("the slope of each minute's least", _slope(least), "MiB/min", most=SLOPE_MOST),
     ]
+
+
+def _slope(minutes: Sequence[float]) -> float:
+    """Theil and Sen's, of the last half: one minute of large references that came together is no growth."""
+    last = list(enumerate(minutes))[len(minutes) // 2 :]
+    return median([(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(last, 2)] or [0.0])
 
 
 async def _samples(server: Serving, seconds: float) -> list[tuple[float, int]]:

@@ -25,7 +25,7 @@ from kleinserve.codec import reference
 from kleinserve.errors import RefusedReference
 
 NICE = 19  # a seventieth of the engine's share of a busy core; under SCHED_IDLE it would be none beside others' work
-WALL_FACTOR = 60  # so that one beside busy neighbours ends by its processor time
+WALL_FACTOR = 12  # beside an engine that is busy all the time a worker gets far more than a twelfth of a core
 FIXED_BYTES = 96 * 1024 * 1024  # a file of 10 MiB, its copies, a picture of 1024² and Python's own
 PACKET_BYTES_MAX = 4096  # what a pipe takes in one piece
 DETAIL_CHARACTERS_MAX = 1500  # of a traceback
