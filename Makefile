@@ -84,7 +84,7 @@ overload: setup ## four times what the server can do, for two minutes: it serves
 flood: setup ## hostile reference files beside healthy callers: delays, answers, memory (five minutes)
 	$(BIN)/python -m benchmarks.flood
 
-soak: setup ## ten minutes at 80 % load, large references among it: whether memory grows
+soak: setup ## thirty minutes at 80 % load, large references among it: whether memory grows
 	$(BIN)/python -m benchmarks.soak
 
 bench-gpu: ## klein 4B's geometry on CUDA, under 8 minutes, with the python3 that is there; installs nothing

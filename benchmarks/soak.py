@@ -1,6 +1,6 @@
 """Minutes of mixed load at 80 % of what the server can do, large references among it: does its memory grow?
 
-    .venv/bin/python -m benchmarks.soak [--minutes 10]
+    .venv/bin/python -m benchmarks.soak [--minutes 30]
 
 Prints what the server and its workers hold by the minute, and the slopes of the last half.
 """
@@ -70,7 +70,7 @@ async def soak(server: Serving, seconds: float, capacity_seconds: float) -> list
         found += await open_loop(server.target, _mixed(trace.poisson(rate, count, EDGES, 10 + seed), larges))
     held = await sampling
     minutes = []
-    for minute in range(int(held[-1][0] // 60) + 1):
+    for minute in range(max(1, int(held[-1][0] // 60))):  # whole ones: the last sample alone is no minute
         if of := [bytes_ / MIB for at, bytes_ in held if minute * 60 <= at < (minute + 1) * 60]:
             minutes.append((mean(of), min(of)))
             print(f"minute {minute}: {minutes[-1][0]:.0f} MiB, at the least {minutes[-1][1]:.0f}")
@@ -115,7 +115,7 @@ def _mixed(arrivals: Sequence[trace.Arrival], larges: Sequence[bytes]) -> list[t
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--capacity-seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path, help="where to keep the figures")
     return parser.parse_args()

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 from kleinserve.backend.encoding import Encoding
-from kleinserve.core import AlphaMethod, ImageFormat, Output, Pixels, Preview, PreviewFormat, PreviewOptions, Size
+from kleinserve.core import (
+    AlphaMethod,
+    ImageFormat,
+    Output,
+    Pixels,
+    Preview,
+    PreviewFormat,
+    PreviewOptions,
+    Progress,
+    Size,
+)
 from kleinserve.errors import AlphaUnavailable
 from kleinserve.metrics import Metrics
 from PIL import Image
@@ -56,10 +66,10 @@ async def test_of_previews_that_wait_the_newest_is_encoded(encoding: Encoding) -
     """One of a request at a time; those that it replaced are counted with it."""
     posted: list[Preview] = []
     held = Held()
-    encoding.preview(REQUEST, held.drawn(1), 1, 9, posted.append)
+    encoding.preview(REQUEST, held.drawn(1), Progress(1, 9, 0.0), posted.append)
     await until(lambda: held.asked)
     for step in (2, 3, 4):
-        encoding.preview(REQUEST, held.drawn(step), step, 9, posted.append)
+        encoding.preview(REQUEST, held.drawn(step), Progress(step, 9, 0.0), posted.append)
     held.gate.set()
     await until(lambda: len(posted) == 2)
     assert [(preview.step, preview.skipped) for preview in posted] == [(1, 0), (4, 2)]
@@ -77,9 +87,9 @@ async def test_requests_do_not_wait_for_one_another(encoding: Encoding) -> None:
     posted: list[str] = []
     slow, quick = Held(), Held()
     quick.gate.set()
-    encoding.preview(REQUEST, slow.drawn(1), 1, 4, lambda preview: posted.append("slow"))
+    encoding.preview(REQUEST, slow.drawn(1), Progress(1, 4, 0.0), lambda preview: posted.append("slow"))
     other = replace(REQUEST, request_id="b")
-    encoding.preview(other, quick.drawn(1), 1, 4, lambda preview: posted.append("quick"))
+    encoding.preview(other, quick.drawn(1), Progress(1, 4, 0.0), lambda preview: posted.append("quick"))
     await until(lambda: posted)
     slow.gate.set()
     await until(lambda: len(posted) == 2)
@@ -92,7 +102,7 @@ async def test_a_latent_is_posted_as_it_is(encoding: Encoding) -> None:
     posted: list[Preview] = []
     held = Held()
     for step in (1, 2):
-        encoding.preview(REQUEST, held.drawn(step, latent), step, 4, posted.append)
+        encoding.preview(REQUEST, held.drawn(step, latent), Progress(step, 4, 0.0), posted.append)
     held.gate.set()
     await until(lambda: posted)
     assert posted == [replace(latent, skipped=1)]
@@ -104,9 +114,9 @@ async def test_a_preview_that_fails_costs_nothing_else(encoding: Encoding) -> No
     held = Held()
     held.gate.set()
     failed = METRICS.previews.labels("failed")._value.get()
-    encoding.preview(REQUEST, held.drawn(1, ValueError("a defect")), 1, 4, posted.append)
+    encoding.preview(REQUEST, held.drawn(1, ValueError("a defect")), Progress(1, 4, 0.0), posted.append)
     await until(lambda: METRICS.previews.labels("failed")._value.get() == failed + 1)
-    encoding.preview(REQUEST, held.drawn(2), 2, 4, posted.append)
+    encoding.preview(REQUEST, held.drawn(2), Progress(2, 4, 0.0), posted.append)
     await encoding.file(REQUEST, lambda: (PICTURE, AlphaMethod.OPAQUE))
     assert [preview.step for preview in posted] == [2]
 
@@ -115,7 +125,7 @@ async def test_the_last_preview_goes_before_the_image(encoding: Encoding) -> Non
     """The file may be ready first; it is given when the preview that is being encoded has been posted."""
     posted: list[Preview] = []
     held, resolved = Held(), threading.Event()
-    encoding.preview(REQUEST, held.drawn(4), 4, 4, posted.append)
+    encoding.preview(REQUEST, held.drawn(4), Progress(4, 4, 0.0), posted.append)
     await until(lambda: held.asked)
 
     def resolve() -> tuple[Pixels, AlphaMethod]:
@@ -134,9 +144,9 @@ async def test_what_has_ended_has_no_more_previews(encoding: Encoding) -> None:
     """Those that wait are forgotten; the one at hand may still come."""
     posted: list[Preview] = []
     held = Held()
-    encoding.preview(REQUEST, held.drawn(1), 1, 4, posted.append)
+    encoding.preview(REQUEST, held.drawn(1), Progress(1, 4, 0.0), posted.append)
     await until(lambda: held.asked)
-    encoding.preview(REQUEST, held.drawn(2), 2, 4, posted.append)
+    encoding.preview(REQUEST, held.drawn(2), Progress(2, 4, 0.0), posted.append)
     encoding.forget(REQUEST.request_id)
     encoding.forget("never heard of")
     held.gate.set()
@@ -173,6 +183,6 @@ async def test_max_edge_bounds_a_preview(encoding: Encoding) -> None:
     wanted = PreviewOptions(max_edge=16, format=PreviewFormat.PNG)
     request = replace(REQUEST, options=replace(REQUEST.options, preview=wanted))
     posted: list[Preview] = []
-    encoding.preview(request, lambda: PICTURE, 1, 4, posted.append)
+    encoding.preview(request, lambda: PICTURE, Progress(1, 4, 0.0), posted.append)
     await until(lambda: posted)
     assert (posted[0].width, posted[0].height, posted[0].format) == (16, 16, PreviewFormat.PNG)

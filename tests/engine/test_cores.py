@@ -79,3 +79,43 @@ def test_a_failure_gives_the_cores_back() -> None:
     with pytest.raises(ValueError, match="a defect"), cores.share():
         raise ValueError("a defect")
     assert cores._busy == set()
+
+
+def test_once_is_computed_by_whoever_asks_first_on_one_core() -> None:
+    """The others have its result; who computes beside it has all the threads."""
+    cores = Cores(4)
+    calls: list[int] = []
+    result = cores.once(lambda: calls.append(torch.get_num_threads()) or len(calls))
+    found: list[int] = []
+    asking = [threading.Thread(target=lambda: found.append(result())) for _ in range(3)]
+    with cores.share():
+        assert torch.get_num_threads() == 4
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        assert torch.get_num_threads() == 4
+    assert calls == [1]
+    assert found == [1] * 3
+
+
+def test_once_within_a_block_has_the_block_s_threads() -> None:
+    """Who computes already goes on as it was."""
+    cores = Cores(4)
+    with cores.share():
+        assert cores.once(torch.get_num_threads)() == 4
+
+
+def test_once_that_fails_is_tried_again_by_the_next() -> None:
+    """What it raised goes to who asked."""
+    cores, answers = Cores(1), iter([ZeroDivisionError(), 3])
+
+    def compute() -> int:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    result = cores.once(compute)
+    with pytest.raises(ZeroDivisionError):
+        result()
+    assert (result(), result()) == (3, 3)

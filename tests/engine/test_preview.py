@@ -40,7 +40,7 @@ def scene(ground: tuple[float, ...], shape: tuple[float, ...] | None = None) -> 
 def levels_off(picture: Tensor, vae: Vae, fitted: preview.PreviewMap) -> Tensor:
     """The preview less the decoded picture scaled down, both on white, in 1/255: [channels, 16, 16]."""
     tokens = finished(vae.encode(picture))[0]
-    drawn = preview._on_white(fitted.draw(tokens[None], SIZE).clamp(-1, 1))[0]
+    drawn = preview._on_white(fitted.draw(tokens[None], SIZE, is_cut_out=True).clamp(-1, 1))[0]
     decoded = preview._on_white(finished(vae.decode([tokens], SIZE)).clamp(-1, 1))
     return (drawn - F.avg_pool2d(decoded, preview.SCALE)[0]) * 127.5
 
@@ -75,10 +75,17 @@ def test_straight_colour_recomposes() -> None:
     torch.testing.assert_close(preview._on_white(preview._straight(given))[:, :3], given[:, :3])
 
 
+def test_an_opaque_preview_is_the_cut_out_on_white(vae: Vae, fitted: preview.PreviewMap) -> None:
+    """What nobody wants cut out is drawn on white at once."""
+    tokens = finished(vae.encode(scene((), RED)))
+    opaque, cut_out = (fitted.draw(tokens, SIZE, is_cut_out=wanted).clamp(-1, 1) for wanted in (False, True))
+    torch.testing.assert_close(opaque, preview._on_white(cut_out)[:, :3])
+
+
 def test_three_channels_make_rgb(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A VAE without alpha has RGB previews an eighth of the picture's size."""
     modules = checkpoint.load(checkpoint.find(str(klein(tmp_path_factory.mktemp("klein")))), torch.float32)
     vae = Vae(modules.vae, torch.device("cpu"), SIZE.pixels)
-    drawn = preview.fit(vae).draw(torch.randn(2, 8 * 4, vae.latent_channels), Size(64, 128))
+    drawn = preview.fit(vae).draw(torch.randn(2, 8 * 4, vae.latent_channels), Size(64, 128), is_cut_out=True)
     assert drawn.shape == (2, 3, 16, 8)
     assert drawn.isfinite().all()

@@ -14,7 +14,7 @@ from kleinserve.core import MEGAPIXEL, Operation, Options, PreviewOptions, Prior
 from kleinserve.errors import KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import STAGES, Cost, Line
-from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.outbox import Outbox, Stepped
 from kleinserve.scheduler.scheduler import Scheduler
 from kleinserve.scheduler.work import Work
 
@@ -118,8 +118,7 @@ class Simulation:
         )
         outbox = Outbox(
             started=lambda works: None,
-            progressed=lambda work, progress: self._stepped(work),
-            drew=lambda work, drawn, step: None,
+            stepped=self._stepped,
             decoded=self._decoded,
             failed=self._failed,
             died=self._died,
@@ -160,9 +159,9 @@ class Simulation:
                 self.simulated[admitted.work] = one
         self.running_most = max(self.running_most, self.scheduler.running)
 
-    def _stepped(self, work: Work) -> None:
-        one = self.simulated[work]
-        one.first_step = self.clock.now if one.first_step is None else one.first_step
+    def _stepped(self, all_stepped: Sequence[Stepped]) -> None:
+        for one in (self.simulated[stepped.work] for stepped in all_stepped):
+            one.first_step = self.clock.now if one.first_step is None else one.first_step
 
     def _decoded(self, work: Work) -> None:
         self.simulated.pop(work).finished = self.clock.now

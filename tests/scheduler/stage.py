@@ -1,5 +1,6 @@
 """A scheduler on a scripted engine, whose turns a test takes, and what it told."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from kleinserve.core import (
 from kleinserve.errors import KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import STAGES, Cost, Line
-from kleinserve.scheduler.outbox import Drawn, Outbox
+from kleinserve.scheduler.outbox import Outbox, Stepped
 from kleinserve.scheduler.scheduler import Admitted, Scheduler
 from kleinserve.scheduler.work import Work
 
@@ -41,14 +42,14 @@ class Told:
     died: list[BaseException] = field(default_factory=list)
 
     def outbox(self) -> Outbox:
-        return Outbox(self.started.extend, self._progressed, self._drew, self._decoded, self._failed, self.died.append)
+        return Outbox(self.started.extend, self._stepped, self._decoded, self._failed, self.died.append)
 
-    def _progressed(self, work: Work, progress: Progress) -> None:
-        self.progress.append((work, progress))
-
-    def _drew(self, work: Work, drawn: Drawn, step: int) -> None:
-        assert isinstance(drawn(), Pixels)
-        self.drawn.append((work, step))
+    def _stepped(self, all_stepped: Sequence[Stepped]) -> None:
+        for work, progress, drawn in all_stepped:
+            self.progress.append((work, progress))
+            if drawn is not None:
+                assert isinstance(drawn(), Pixels)
+                self.drawn.append((work, progress.step))
 
     def _decoded(self, work: Work) -> None:
         assert work not in self.decoded

@@ -12,7 +12,7 @@ import structlog
 from kleinserve import __version__
 from kleinserve.codec import image, preview
 from kleinserve.codec.provenance import Provenance
-from kleinserve.core import AlphaMethod, EncodedImage, Pixels, Preview, PreviewOptions, Request
+from kleinserve.core import AlphaMethod, EncodedImage, Pixels, Preview, PreviewOptions, Progress, Request
 from kleinserve.metrics import Metrics
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Encoding:
     def __init__(self, model: str, threads: int, metrics: Metrics):
         self._model, self._metrics = model, metrics
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
-        self._newest: dict[Hashable, tuple[int, int, Drawn, int]] = {}  # previews that are encoded next
+        self._newest: dict[Hashable, tuple[Progress, Drawn, int]] = {}  # previews that are encoded next
         self._encoding: dict[Hashable, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -34,11 +34,11 @@ class Encoding:
         """The function's result, computed in a codec thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def preview(self, request: Request, drawn: Drawn, step: int, total: int, post: Callable[[Preview], None]) -> None:
+    def preview(self, request: Request, drawn: Drawn, at: Progress, post: Callable[[Preview], None]) -> None:
         """Encode what a step showed and `post` it, one at a time per request; of those that wait the newest wins."""
         waiting = self._newest.get(request.request_id)
-        skipped = 0 if waiting is None else waiting[3] + 1
-        self._newest[request.request_id] = (step, total, drawn, skipped)
+        skipped = 0 if waiting is None else waiting[2] + 1
+        self._newest[request.request_id] = (at, drawn, skipped)
         if request.request_id not in self._encoding:
             self._encoding[request.request_id] = self._spawn(self._encode_previews(request, post))
 
@@ -46,11 +46,11 @@ class Encoding:
         key = request.request_id
         try:
             while key in self._newest:
-                step, total, drawn, skipped = self._newest.pop(key)
+                at, drawn, skipped = self._newest.pop(key)
                 try:
-                    post(await self.run(_encoded, drawn, request.options.preview, step, total, skipped))
+                    post(await self.run(_encoded, drawn, request.options.preview, at, skipped))
                 except Exception:  # a preview is not worth its image
-                    log.exception("preview failed", request_id=key, step=step)
+                    log.exception("preview failed", request_id=key, step=at.step)
                     self._metrics.previews.labels("failed").inc()
         finally:
             del self._encoding[key]
@@ -88,9 +88,9 @@ class Encoding:
         return task
 
 
-def _encoded(drawn: Drawn, wanted: PreviewOptions, step: int, total: int, skipped: int) -> Preview:
+def _encoded(drawn: Drawn, wanted: PreviewOptions, at: Progress, skipped: int) -> Preview:
     picture = drawn()
     if isinstance(picture, Preview):  # a latent is no picture
         return replace(picture, skipped=skipped)
     data, width, height = preview.encode(picture, wanted.format, wanted.max_edge)
-    return Preview(step, total, wanted.format, width, height, 0, data, skipped)
+    return Preview(at.step, at.total_steps, wanted.format, width, height, 0, data, skipped)

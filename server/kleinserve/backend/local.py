@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from kleinserve.backend.backend import Load, Sink, State
-from kleinserve.backend.encoding import Drawn, Encoding
+from kleinserve.backend.encoding import Encoding
 from kleinserve.config import Config
 from kleinserve.core import (
     Admitted,
@@ -26,7 +26,7 @@ from kleinserve.core import (
 from kleinserve.errors import Draining, Internal, KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.engine import Engine
-from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.outbox import Outbox, Stepped
 from kleinserve.scheduler.scheduler import Scheduler
 from kleinserve.scheduler.work import Work
 
@@ -110,8 +110,7 @@ class Local:
 
         return Outbox(
             started=soon(self._started),
-            progressed=soon(self._post),
-            drew=soon(self._drew),
+            stepped=soon(self._stepped),
             decoded=soon(self._decoded),
             failed=soon(self._failed),
             died=soon(self._died),
@@ -126,9 +125,11 @@ class Local:
         for work in works:
             self._post(work, Started((work.started or 0.0) - work.arrived))
 
-    def _drew(self, work: Work, drawn: Drawn, step: int) -> None:
-        if work in self._sinks:
-            self._encoding.preview(work.request, drawn, step, work.render.total_steps, partial(self._post, work))
+    def _stepped(self, all_stepped: Sequence[Stepped]) -> None:
+        for work, progress, drawn in all_stepped:
+            self._post(work, progress)
+            if drawn is not None and work in self._sinks:
+                self._encoding.preview(work.request, drawn, progress, partial(self._post, work))
 
     def _decoded(self, work: Work) -> None:
         if work in self._sinks:

@@ -3,8 +3,11 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 _OTHER = -1  # no thread has this identity
 
@@ -43,6 +46,23 @@ class Cores:
         """Compute for the block with half of the threads, whoever else computes: what is kept is always the same."""
         with self._computing(lambda: self.threads // 2):
             yield
+
+    def once(self, function: Callable[[], T]) -> Callable[[], T]:
+        """The function's result, computed when it is first asked for, by whoever asks: on one core, beside all others.
+
+        For what is small: nobody else has fewer threads for it.
+        """
+        lock, results = threading.Lock(), list[T]()
+
+        def result() -> T:
+            with lock:
+                if not results:
+                    if threading.get_ident() not in self._busy:
+                        torch.set_num_threads(1)
+                    results.append(function())
+                return results[0]
+
+        return result
 
     @contextmanager
     def _computing(self, part: Callable[[], int]) -> Iterator[None]:

@@ -7,10 +7,11 @@ AcceleratorOutOfMemory, after which nothing of that call has happened, and Accel
 
 import platform
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 
 import structlog
 import torch
@@ -41,6 +42,9 @@ from kleinserve.engine.render import Render
 from kleinserve.engine.text import TextEncoder, Tokenizer
 from kleinserve.engine.vae import Pieces, Vae
 from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, AlphaUnavailable, UnusableCheckpoint
+
+_SIGMAS_KEPT = 1024  # schedules, of a size and a number of steps each
+_PIECE_SECONDS = 0.01  # a piece that is shorter is not worth a turn: the next one is done with it
 
 log = structlog.get_logger()
 
@@ -84,7 +88,7 @@ class Engine:
         )
         self.facts = self._facts(layout, modules, limit)
         is_guided = self.facts.variant is Variant.BASE
-        sigmas = partial(schedule.sigmas, modules.scheduler, policy=config.mu_policy)
+        sigmas = lru_cache(_SIGMAS_KEPT)(partial(schedule.sigmas, modules.scheduler, policy=config.mu_policy))
         self._conditioning = Conditioning(text, references, self._vae.latent_channels, sigmas, is_guided=is_guided)
         with self._cores.share(), self._lend_vae():
             self._preview = preview.fit(self._vae)
@@ -209,17 +213,20 @@ class Engine:
             work.close()
 
     def _advance(self, work: Pieces[None], cores: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Do a piece: with a part of the cores, on CUDA on a stream of its own. Whether there is more.
+        """Do a piece, or several short ones: with a part of the cores, on CUDA on a stream of its own. Whether there is
+        more.
 
         When it returns the device has done it: what it leaves is the other thread's to use, and to free. Offloaded,
         all is one piece: what is done between two would find no room.
         """
         stream = nullcontext() if self._aside is None else torch.cuda.stream(self._aside)
+        until = time.monotonic() + _PIECE_SECONDS
         with memory.reported(), cores(), stream, torch.inference_mode():
             for _ in work:
                 if not self._is_offloaded:
                     memory.finish(self._device)
-                    return True
+                    if time.monotonic() >= until:
+                        return True
             memory.finish(self._device)
         return False
 
@@ -247,28 +254,34 @@ class Engine:
         """The last step's estimates: pictures an eighth of the size, RGBA for a native cut-out, else RGB; or latents.
 
         A latent: float16 little endian, channels × H/16 × W/16. Each is ready when its call returns; from any thread.
+        On a CPU it is that call which draws, so that the steps go on meanwhile, and draws all that are alike.
         """
         alike: dict[tuple[Size, bool, bool], list[int]] = defaultdict(list)
         for i, render in enumerate(renders):
             is_latent = render.request.options.preview.format is PreviewFormat.LATENT
             alike[render.request.size, is_latent, render.request.is_transparent].append(i)
         drawn: dict[int, Callable[[], Pixels | Preview]] = {}
-        with memory.reported(), self._cores.share(), torch.inference_mode():
-            for (size, is_latent, is_cut_out), places in alike.items():
-                rows = [row for i in places if (row := renders[i].row) is not None]
-                estimates = torch.stack([row.estimate for row in rows if row.estimate is not None])
-                if is_latent:
-                    fetch = pixels.Fetch(estimates.transpose(1, 2).half().contiguous())
-                else:
-                    fetch = pixels.Fetch(pixels.quantise(self._preview.draw(estimates, size), is_cut_out=is_cut_out))
-                for place, i in enumerate(places):
-                    steps = renders[i].steps_done, renders[i].total_steps
-                    latent, picture = (
-                        partial(preview.latent, fetch, place, *steps, size),
-                        partial(preview.picture, fetch, place),
-                    )
-                    drawn[i] = latent if is_latent else picture
+        for (size, is_latent, is_cut_out), places in alike.items():
+            estimates = [row.estimate for i in places if (row := renders[i].row) is not None]
+            fetch = self._cores.once(partial(self._sent, estimates, size, is_latent=is_latent, is_cut_out=is_cut_out))
+            if self._device.type == "cuda":
+                fetch()
+            for place, i in enumerate(places):
+                steps = renders[i].steps_done, renders[i].total_steps
+                latent = partial(preview.latent, fetch, place, *steps, size)
+                drawn[i] = latent if is_latent else partial(preview.picture, fetch, place)
         return [drawn[i] for i in range(len(renders))]
+
+    def _sent(
+        self, estimates: Sequence[torch.Tensor | None], size: Size, *, is_latent: bool, is_cut_out: bool
+    ) -> pixels.Fetch:
+        """Previews of one size, drawn, and on their way to the host."""
+        with memory.reported(), torch.inference_mode():
+            stacked = torch.stack([estimate for estimate in estimates if estimate is not None])
+            if is_latent:
+                return pixels.Fetch(stacked.transpose(1, 2).half().contiguous())
+            drawn = self._preview.draw(stacked, size, is_cut_out=is_cut_out)
+            return pixels.Fetch(pixels.quantise(drawn, is_cut_out=is_cut_out))
 
     def decode(self, renders: Sequence[Render], *, tiled: bool = False) -> Iterator[None]:
         """Decode pictures of one size, a piece at a time; at the end each `picture` is set and its row is gone."""

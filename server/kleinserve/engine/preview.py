@@ -1,5 +1,7 @@
 """Previews: a small map from latents to colours, fitted at load against the loaded VAE. No constants of any model."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -45,11 +47,15 @@ class PreviewMap:
         self._near, self._far, self._bias = near.unflatten(1, (channels, 3, 3)), far[:, :, None, None], bias[:, 0]
 
     @torch.inference_mode()
-    def draw(self, estimates: Tensor, size: Size) -> Tensor:
-        """x0 estimates of one size, float32 [B, T, C] -> [B, channels, H/8, W/8] in −1..1, nominally."""
+    def draw(self, estimates: Tensor, size: Size, *, is_cut_out: bool) -> Tensor:
+        """x0 estimates of one size, float32 [B, T, C] -> [B, channels, H/8, W/8] in −1..1, nominally.
+
+        Of a VAE with alpha 4 channels for a cut-out; else 3, composited on white.
+        """
         cells = self._cells(estimates, size)
         linear = F.conv2d(_padded(cells), self._near, self._bias)
-        return _straight(linear + F.conv2d(self._mixtures(cells), self._far))
+        drawn = linear + F.conv2d(self._mixtures(cells), self._far)
+        return _straight(drawn) if is_cut_out else drawn[:, :3]
 
     def _cells(self, tokens: Tensor, size: Size) -> Tensor:
         return (self._vae.latents(tokens, size) - self._centre) / self._spread
@@ -70,14 +76,14 @@ def fit(vae: Vae) -> PreviewMap:
     return PreviewMap(vae, tokens, size, F.avg_pool2d(_on_white(decoded.clamp(-1, 1)), SCALE))
 
 
-def picture(fetch: Fetch, place: int) -> Pixels:
+def picture(fetch: Callable[[], Fetch], place: int) -> Pixels:
     """One of the pictures that are on their way to the host."""
-    return alpha.pixels(fetch.array()[place])
+    return alpha.pixels(fetch().array()[place])
 
 
-def latent(fetch: Fetch, place: int, step: int, steps: int, size: Size) -> Preview:
+def latent(fetch: Callable[[], Fetch], place: int, step: int, steps: int, size: Size) -> Preview:
     """One of the latents, as the wire has them."""
-    values = fetch.array()[place]
+    values = fetch().array()[place]
     shape = (size.width // EDGE_MULTIPLE, size.height // EDGE_MULTIPLE, len(values))
     return Preview(step, steps, PreviewFormat.LATENT, *shape, values.astype("<f2").tobytes())
 

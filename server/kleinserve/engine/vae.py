@@ -39,7 +39,7 @@ class Vae:
         self.module = vae
         for act in (module for module in vae.modules() if isinstance(module, nn.SiLU)):
             act.inplace = True  # of a norm's fresh result, always
-        self.device = device
+        self.device, self._dtype = device, vae.dtype  # which diffusers looks up among all parameters
         self.decode_pixels_max = decode_pixels_max
         self.channels: int = vae.config.out_channels
         edge = vae.tile_sample_min_size
@@ -61,7 +61,7 @@ class Vae:
 
         Source: Flux2KleinPipeline._encode_vae_image. pixel_unshuffle is its _patchify_latents.
         """
-        values = pictures.to(self.device, self.module.dtype)
+        values = pictures.to(self.device, self._dtype)
         if pictures.shape[-1] * pictures.shape[-2] > self.decode_pixels_max:
             moments = yield from self._tiled(values, self._encoded, *self._edges)
         else:
@@ -75,7 +75,7 @@ class Vae:
 
         A picture of more than `decode_pixels_max` pixels is decoded in overlapping tiles.
         """
-        latents = self.latents(torch.stack(list(tokens)), size).to(self.module.dtype)
+        latents = self.latents(torch.stack(list(tokens)), size).to(self._dtype)
         if is_tiled or size.pixels > self.decode_pixels_max:
             picture = yield from self._tiled(latents, self._decoded, *reversed(self._edges))
         else:

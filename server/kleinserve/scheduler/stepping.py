@@ -8,7 +8,7 @@ from kleinserve.metrics import Metrics
 from kleinserve.scheduler.ending import Ending, together
 from kleinserve.scheduler.engine import Engine
 from kleinserve.scheduler.forecast import Forecast
-from kleinserve.scheduler.outbox import Outbox
+from kleinserve.scheduler.outbox import Drawn, Outbox, Stepped
 from kleinserve.scheduler.queue import Queue
 from kleinserve.scheduler.turns import Ration
 from kleinserve.scheduler.watch import Watch
@@ -113,16 +113,20 @@ class Stepping:
         self._metrics.step_tokens_max.set(self._budget.tokens_max)
 
     def _hand_out(self, works: list[Work]) -> None:
-        """Tell what the step shows of each, then let the works go on."""
+        """Tell of each what the step did and shows, then let the works go on."""
+        drawn: dict[Work, Drawn] = {}
+
+        def draw(wanted: list[Work]) -> None:
+            pictures = self._engine.previews([work.render for work in wanted])
+            drawn.update(zip(wanted, pictures, strict=True))
+
+        if wanted := [work for work in works if not work.is_gone and self._is_shown(work)]:
+            together(draw, wanted, self._ending, self._engine.release)
         present = [work for work in works if not work.is_gone]
         for work in present:
             work.touch()
-            render = work.render
-            remaining = self._forecast.remaining(work)
-            self._outbox.progressed(work, Progress(render.steps_done, render.total_steps, remaining))
-        wanted = [work for work in present if self._is_shown(work)]
-        if wanted:
-            together(self._show, wanted, self._ending, self._engine.release)
+        if present:
+            self._outbox.stepped([Stepped(work, self._progress(work), drawn.get(work)) for work in present])
         for need in (Need.STEPS, Need.DECODE):
             on = [work for work in works if work.render.is_denoised == (need is Need.DECODE)]
             for work in self._queue.release(on, need) if on else ():
@@ -131,7 +135,5 @@ class Stepping:
     def _is_shown(self, work: Work) -> bool:
         return work.request.options.preview.wants(work.render.steps_done, work.render.total_steps)
 
-    def _show(self, works: list[Work]) -> None:
-        drawn = self._engine.previews([work.render for work in works])
-        for work, picture in zip(works, drawn, strict=True):
-            self._outbox.drew(work, picture, work.render.steps_done)
+    def _progress(self, work: Work) -> Progress:
+        return Progress(work.render.steps_done, work.render.total_steps, self._forecast.remaining(work))
