@@ -9,13 +9,12 @@ Prints medians over the repetitions, and writes them to FILE as JSON, in seconds
 import json
 import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from kleinclient import Client
@@ -28,8 +27,10 @@ from kleinserve.engine.engine import Engine
 from kleinserve.engine.render import Render
 
 from benchmarks.bare import begun, decoded, denoise, request
+from benchmarks.serving import ours
 
 REPETITIONS = 9
+PAIRS = 60  # of one request alone and through the server: single ones differ by tens of milliseconds
 MIXED = [(64, 64), (128, 128), (256, 256), (192, 96), (64, 128), (128, 64), (256, 128), (96, 96)]
 
 
@@ -84,6 +85,14 @@ def served(client: Client) -> float:
     return time.perf_counter() - started
 
 
+def answered(client: Client) -> float:
+    """Seconds of a call that draws nothing, at the server's leisure as a lone request comes."""
+    time.sleep(0.02)
+    started = time.perf_counter()
+    client.capabilities()
+    return time.perf_counter() - started
+
+
 def main() -> None:
     print(f"{platform.machine()}, torch {torch.__version__}, mini, float32")
     found: dict[str, list[float]] = {}
@@ -93,30 +102,31 @@ def main() -> None:
             said = f"{name}, {threads} torch threads"
             one, packed, times = found[said] = [round(x, 5) for x in ratio(engine, sizes)]
             print(f"{said}: one after another {one * 1e3:.0f} ms, packed {packed * 1e3:.0f} ms, {times:.2f} times")
-    alone_, through, over = found["one 256²"] = [
+    alone_, through, over, stages, nothing = found["one 256²"] = [
         round(x, 5) for x in overhead(Engine(checkpoint.find("mini"), Config()))
     ]
     print(
         f"one 256² request: bare engine {alone_ * 1e3:.0f} ms, through the server {through * 1e3:.0f} ms, "
-        f"overhead {over * 1e3:.1f} ms"
+        f"{stages * 1e3:.0f} of them in its stages, overhead {over * 1e3:.1f} ms; "
+        f"a call that draws nothing {nothing * 1e3:.1f} ms"
     )
     if sys.argv[1:]:
         Path(sys.argv[1]).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
 
 
-def overhead(engine: Engine) -> tuple[float, float, float]:
-    """Seconds of one 256² request through the engine alone, through the server, and the median of the differences."""
-    command = [sys.executable, "-m", "kleinserve", "serve", "--port", "0", "--metrics-port", "0", "--ledger", "none"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        found = re.match(r"serving on (\S+),", process.stdout.readline())
-        assert found is not None
-        with Client(found[1]) as client:
-            client.generate("a red circle", size=(256, 256), seed=0).result()
-            pairs = [(bare(engine), served(client)) for _ in range(2 * REPETITIONS)]
-        process.terminate()
+def overhead(engine: Engine) -> tuple[float, float, float, float, float]:
+    """Seconds of one 256² request: through the engine alone, through the server, and the median of the differences.
+
+    Then what of it the server's stages take on average, and the seconds of a call that draws nothing.
+    """
+    with TemporaryDirectory() as folder, ours(Path(folder) / "server.log") as server, Client(server.target) as client:
+        served(client)
+        before = sum(server.stage_seconds().values())
+        pairs = [(bare(engine), served(client)) for _ in range(PAIRS)]
+        stages = (sum(server.stage_seconds().values()) - before) / PAIRS
+        nothing = statistics.median(answered(client) for _ in range(PAIRS))
     alone_, through = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return alone_, through, statistics.median(b - a for a, b in pairs)
+    return alone_, through, statistics.median(b - a for a, b in pairs), stages, nothing
 
 
 if __name__ == "__main__":
