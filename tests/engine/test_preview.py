@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from kleinserve.core import Size
+from kleinserve.core import Operation, Size
 from kleinserve.engine import checkpoint, preview
 from kleinserve.engine.vae import Vae, finished
 from torch import Tensor
 
 from tests.engine.checkpoints import klein
+from tests.engine.drawing import ask, begin, loaded
 
 SIZE = Size(128, 128)
 RED = (0.9, 0.1, 0.1)
@@ -80,6 +81,19 @@ def test_an_opaque_preview_is_the_cut_out_on_white(vae: Vae, fitted: preview.Pre
     tokens = finished(vae.encode(scene((), RED)))
     opaque, cut_out = (fitted.draw(tokens, SIZE, is_cut_out=wanted).clamp(-1, 1) for wanted in (False, True))
     torch.testing.assert_close(opaque, preview._on_white(cut_out)[:, :3])
+
+
+def test_a_preview_shows_its_own_step_however_late_it_is_drawn() -> None:
+    """On a CPU it is drawn when it is asked for: after the next step it still shows the one before."""
+    engine = loaded()
+    [render] = begin(engine, [ask("1", Operation.GENERATE, "a red circle", (), Size(64, 64), 1, 2, 1.0)])
+    engine.step([render])
+    [shown], [shown_late] = engine.previews([render]), engine.previews([render])
+    first = shown()
+    engine.step([render])
+    assert shown_late() == first
+    [last] = engine.previews([render])
+    assert last() != first
 
 
 def test_three_channels_make_rgb(tmp_path_factory: pytest.TempPathFactory) -> None:

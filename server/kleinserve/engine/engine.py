@@ -213,8 +213,7 @@ class Engine:
             work.close()
 
     def _advance(self, work: Pieces[None], cores: Callable[[], AbstractContextManager[None]]) -> bool:
-        """Do a piece, or several short ones: with a part of the cores, on CUDA on a stream of its own. Whether there is
-        more.
+        """Do a piece, or several short ones: with a part of the cores, on CUDA on its own stream. Is there more?
 
         When it returns the device has done it: what it leaves is the other thread's to use, and to free. Offloaded,
         all is one piece: what is done between two would find no room.
@@ -262,7 +261,8 @@ class Engine:
             alike[render.request.size, is_latent, render.request.is_transparent].append(i)
         drawn: dict[int, Callable[[], Pixels | Preview]] = {}
         for (size, is_latent, is_cut_out), places in alike.items():
-            estimates = [row.estimate for i in places if (row := renders[i].row) is not None]
+            rows = [row for i in places if (row := renders[i].row) is not None]
+            estimates = [row.estimate for row in rows if row.estimate is not None]
             fetch = self._cores.once(partial(self._sent, estimates, size, is_latent=is_latent, is_cut_out=is_cut_out))
             if self._device.type == "cuda":
                 fetch()
@@ -272,12 +272,10 @@ class Engine:
                 drawn[i] = latent if is_latent else partial(preview.picture, fetch, place)
         return [drawn[i] for i in range(len(renders))]
 
-    def _sent(
-        self, estimates: Sequence[torch.Tensor | None], size: Size, *, is_latent: bool, is_cut_out: bool
-    ) -> pixels.Fetch:
+    def _sent(self, estimates: list[torch.Tensor], size: Size, *, is_latent: bool, is_cut_out: bool) -> pixels.Fetch:
         """Previews of one size, drawn, and on their way to the host."""
         with memory.reported(), torch.inference_mode():
-            stacked = torch.stack([estimate for estimate in estimates if estimate is not None])
+            stacked = torch.stack(estimates)
             if is_latent:
                 return pixels.Fetch(stacked.transpose(1, 2).half().contiguous())
             drawn = self._preview.draw(stacked, size, is_cut_out=is_cut_out)
