@@ -58,7 +58,7 @@ class Stock:
         size = Size(first.edge, first.edge)
 
         def on_step(pipeline: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            for i, picture in enumerate(self._preview.draw(tensors["latents"].float(), size)):
+            for i, picture in enumerate(self._preview.draw(tensors["latents"].float(), size, is_cut_out=False)):
                 on_preview(i, step + 1, _jpeg(picture))
             pipeline._interrupt = not is_wanted()  # as the library's guide to callbacks says
             return tensors

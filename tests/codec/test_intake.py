@@ -164,6 +164,21 @@ async def test_a_worker_that_is_killed_is_replaced(opened: Open) -> None:
     assert outcomes == ["decoded"]
 
 
+def test_an_event_loop_that_ends_leaves_no_socket(opened: Open) -> None:
+    """A decode that its loop cancels takes its worker along."""
+
+    async def begin() -> Intake:
+        intake, _ = opened(intake_workers=1, intake_seconds_max=600)
+        (worker,) = workers()
+        decoding = asyncio.create_task(intake.decode("a", [MINUTES], keep_alpha=False))
+        await forked(worker)
+        assert not decoding.done()
+        return intake
+
+    intake = asyncio.run(begin())
+    assert [worker._socket for worker in intake._workers] == [None]
+
+
 async def test_idle_workers_that_are_killed_are_replaced(opened: Open) -> None:
     """Workers that die while nothing runs are noticed by the next reference, which is decoded."""
     intake, outcomes = opened(intake_workers=2)

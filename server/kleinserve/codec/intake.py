@@ -244,6 +244,9 @@ class Intake:
         try:
             if not decoding.answer.cancelled():
                 outcome, answer = await self._decode(decoding, worker)
+        except asyncio.CancelledError:  # the event loop ends: nobody gives this worker back any more
+            worker.close()
+            raise
         except Exception:  # it costs this reference, never the queue behind it
             worker.close()
             logger.exception("decoding a reference failed")
