@@ -86,7 +86,7 @@ def served(client: Client) -> float:
 
 
 def answered(client: Client) -> float:
-    """Seconds of a call that draws nothing, at the server's leisure as a lone request comes."""
+    """Seconds of a call that draws nothing, to a server that has idled for a moment."""
     time.sleep(0.02)
     started = time.perf_counter()
     client.capabilities()
