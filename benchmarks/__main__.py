@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from benchmarks import stand_ins
 ROOT = Path(__file__).resolve().parent.parent
 stand_ins.install(ROOT)
 
-from benchmarks import geometry, report, summary  # noqa: E402 - after what an image may lack is stood in for
-from benchmarks.plan import FULL, GPU, QUICK, TINY, Plan  # noqa: E402
+from benchmarks import contestants, geometry, report, summary  # noqa: E402 - after what an image may lack is stood in for
+from benchmarks.plan import ALONE, BURST, DEADLINES, FULL, GPU, POISSON, QUICK, TINY, Plan  # noqa: E402
 from benchmarks.run import Bench  # noqa: E402
 
 FOLDER = ROOT / "bench"
@@ -64,10 +65,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="drop what an earlier full run has measured")
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--requests", type=int, help="of one Poisson repetition")
-    parser.add_argument("--contestants", type=lambda names: tuple(names.split(",")))
-    parser.add_argument("--loads", type=lambda names: tuple(names.split(",")))
+    parser.add_argument("--contestants", type=_names(contestants.TITLES), help=f"of {', '.join(contestants.TITLES)}")
+    loads = [ALONE, *POISSON, BURST, DEADLINES]
+    parser.add_argument("--loads", type=_names(loads), help=f"of {', '.join(loads)}")
     parser.add_argument("--device", help="of gpu: cuda, or cpu with a reduced geometry, which measures nothing")
     return parser.parse_args()
+
+
+def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    """The type of an argument that lists some of these."""
+
+    def names(listed: str) -> tuple[str, ...]:
+        found = tuple(listed.split(","))
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))}: there are {', '.join(known)}")
+        return found
+
+    return names
 
 
 def _plan(given: argparse.Namespace) -> Plan:

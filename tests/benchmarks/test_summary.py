@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import summary
+from benchmarks import report, summary
 from benchmarks.load import OK, REFUSED, Outcome
 from benchmarks.plan import BURST, DEADLINES, Plan
 
@@ -59,3 +59,15 @@ def test_per_second() -> None:
 def test_outcome_survives_the_file() -> None:
     """A row's outcomes are the ones that were written."""
     assert summary.outcomes(row("80", 0, [1.0])) == [Outcome(0.0, 64, False, OK, 1.0, 0.5, 0.0)]
+
+
+@pytest.mark.parametrize("where", [[], [0.37, 0.003]], ids=["an earlier run's", "packed.py's"])
+def test_what_the_engine_alone_took_is_told(where: list[float]) -> None:
+    """The packed ratios are a table; the server's overhead, whose values are others, is told below it."""
+    found = summary.summarise([row("80", 0, [0.1])], PLAN)
+    text = report.markdown(
+        found | {"engine_alone": {"8 mixed": [0.5, 0.25, 2.0], report.OVERHEAD: [0.3, 0.32, 0.02, *where]}}
+    )
+    assert "| 8 mixed | 500 | 250 | 2.00 |" in text
+    assert "bare engine loop 300 ms, through the server 320 ms, overhead 20.0 ms." in text
+    assert ("370 ms on average" in text) == bool(where)
