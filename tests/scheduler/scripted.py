@@ -74,9 +74,9 @@ class ScriptedRender:
 class ScriptedEngine:
     """What each stage takes: `text` by prompts, `references` and `decode` by megapixels, `step` by `work` of tokens.
 
-    `decode_pieces`: of one decode; the rest is one piece each. `failures`: by the name of a call, functions that are
-    asked first, with the renders, and may raise. `passing` is called before the clock
-    moves on, with the time to which it does.
+    `decode_pieces`: of one decode; the rest is one piece each. `slower`: times what the lines say. `failures`: by the
+    name of a call, functions that are asked first, with the renders, and may raise. `passing` is called before the
+    clock moves on, with the time to which it does.
     """
 
     clock: Clock
@@ -91,6 +91,7 @@ class ScriptedEngine:
     facts: ModelFacts = FACTS
     identity: str = "scripted"
     work_per_token: float = 1.0
+    slower: Callable[[], float] = lambda: 1.0
     failures: dict[str, Callable[[Sequence[ScriptedRender]], object]] = field(default_factory=dict)
     calls: list[tuple[str, tuple[ScriptedRender, ...]]] = field(default_factory=list)
     passing: Callable[[float], object] = lambda until: None
@@ -171,6 +172,6 @@ class ScriptedEngine:
             self.failures[name](renders)
 
     def _take(self, seconds: float) -> None:
-        until = self.clock.now + seconds
+        until = self.clock.now + seconds * self.slower()
         self.passing(until)
         self.clock.now = until

@@ -15,6 +15,7 @@ from kleinserve.errors import KleinError
 from kleinserve.metrics import Metrics
 from kleinserve.scheduler.cost import STAGES, Cost, Line
 from kleinserve.scheduler.outbox import Outbox, Stepped
+from kleinserve.scheduler.queue import Loop
 from kleinserve.scheduler.scheduler import Scheduler
 from kleinserve.scheduler.work import Work
 
@@ -114,6 +115,7 @@ class Simulation:
             decode_pieces=device.decode_pieces,
             text_tokens=device.text_tokens,
             work=device.work,
+            work_per_token=device.work(1),
             keeps_calls=False,
         )
         outbox = Outbox(
@@ -139,9 +141,11 @@ class Simulation:
     def run(self, arrivals: Sequence[Simulated]) -> None:
         """Serve all."""
         self._coming = sorted(arrivals, key=lambda one: one.arrived, reverse=True)
-        scheduler = self.scheduler
+        scheduler, changes = self.scheduler, self.scheduler._queue.changes
         while self._coming or self.simulated:
-            if not (scheduler.aside.turn() or scheduler.stepping.turn()):
+            seen = [changes(loop) for loop in Loop]
+            is_idle = not (scheduler.aside.turn() or scheduler.stepping.turn())
+            if is_idle and seen == [changes(loop) for loop in Loop]:
                 assert self._coming, "nothing is done, and somebody waits"
                 self._arrive(self._coming[-1].arrived)
 

@@ -25,6 +25,7 @@ class Forecast:
     def __init__(self, cost: Cost, clock: Callable[[], float], turns: Turns):
         self.cost, self._clock, self._turns = cost, clock, turns
         self._kept, self._renewed, self.epoch = cost.frozen(), clock(), 0
+        self._full_work = 0.0  # of a step that is shared by as many as may
 
     def observe(self, stage: str, units: float, seconds: float) -> float:
         """Follow one run of a stage; returns the prediction's relative error."""
@@ -35,9 +36,9 @@ class Forecast:
             self.epoch += 1
         return error
 
-    def use(self, cost: Cost) -> None:
-        """Predict with another cost model from now on."""
-        self.cost, self._kept = cost, cost.frozen()
+    def use(self, cost: Cost, full_work: float = 0.0) -> None:
+        """Predict with another cost model from now on; `full_work`: of a step that is shared by as many as may."""
+        self.cost, self._kept, self._full_work = cost, cost.frozen(), full_work
         self.epoch += 1
 
     def remaining(self, work: Work) -> float:
@@ -104,12 +105,18 @@ class Forecast:
     def order(self, works: Sequence[Work], now: float, ration: Ration | None = None) -> list[Work]:
         """The works, who goes first first."""
         aged_first = ration is None or ration.aged_first
-        return [works[i] for i in policy.order(self.standings(works), now, aged_first=aged_first)]
+        ranked = policy.order(self.standings(works), now, full_step=self._full_step, aged_first=aged_first)
+        return [works[i] for i in ranked]
 
     def pick(self, works: Sequence[Work], now: float, tokens_max: int, ration: Ration) -> list[Work]:
         """The works of the next step."""
-        standings, fixed = self.standings(works), self._kept.fixed
-        return [works[i] for i in policy.pick(standings, now, tokens_max, fixed, aged_first=ration.aged_first)]
+        standings, fixed, full_step = self.standings(works), self._kept.fixed, self._full_step
+        picked = policy.pick(standings, now, tokens_max, fixed, full_step=full_step, aged_first=ration.aged_first)
+        return [works[i] for i in picked]
+
+    @property
+    def _full_step(self) -> float:
+        return self._kept.lines["step"].seconds(self._full_work)
 
     def charge(self, works: Sequence[Work], seconds: float, parts: Sequence[float]) -> None:
         """Divide the seconds of one run among its works and their callers, by each one's part."""

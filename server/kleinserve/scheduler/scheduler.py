@@ -98,9 +98,9 @@ class Scheduler:
         """Make the two loops, `stepping` and `aside`, for whoever takes their turns: the threads, or a simulator."""
         engine, queue, forecast, metrics = self._engine, self._queue, self._forecast, self._metrics
         config, ending, clock = self._config, self._ending, self._clock
-        forecast.use(cost)
         saturating = cost.saturating_tokens(engine.work_per_token) or _STEP_TOKENS_MAX
         budget = Budget(config.step_tokens_max or min(saturating, _STEP_TOKENS_MAX))
+        forecast.use(cost, budget.limit * engine.work_per_token)
         watch = self._watches
         self.stepping = Stepping(
             engine, queue, forecast, ending, self._outbox, metrics, watch[Loop.STEPS], budget, clock
