@@ -9,7 +9,7 @@ tensors on the CPU pass for CUDA ones while the compiler looks at them; what it 
 import ctypes
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,7 +170,7 @@ def blocks() -> dict[str, Any]:
     single.attn.set_processor(PackedSingleProcessor())
     compiled.compile_blocks(model)
     packing = Packing.of(TEXTS, IMAGES, torch.device("cpu"))
-    packing = Packing(packing.lengths, packing.order, packing.inverse, packing.ends.clone(), packing.host_ends)
+    packing = replace(packing, ends=packing.ends.clone())
     pass_for_cuda(packing.host_ends)
     width, heads = model.inner_dim, config["attention_head_dim"]
     extras, rotary = {"packing": packing}, tuple(torch.zeros(sum(packing.lengths), heads) for _ in range(2))

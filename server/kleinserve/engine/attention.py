@@ -5,7 +5,7 @@ sequence's text, then every sequence's image tokens. Sequence order is what atte
 the text and image of sequence 0, then of sequence 1, and so on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,11 +28,13 @@ log = structlog.get_logger()
 class Packing:
     """Where each sequence's tokens lie.
 
-    lengths: tokens per sequence, text and image. order[i]: stream position of sequence position i. inverse: back.
+    lengths: tokens per sequence, text and image. runs: how many neighbours have one length, and that length.
+    order[i]: stream position of sequence position i. inverse: back.
     ends: int32 [sequences + 1], cumulative lengths, for varlen_attn. host_ends: the same on the CPU.
     """
 
     lengths: tuple[int, ...]
+    runs: list[tuple[int, int]]
     order: Tensor
     inverse: Tensor
     ends: Tensor
@@ -50,7 +52,7 @@ class Packing:
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
         lengths = tuple(t + i for t, i in zip(text_lengths, image_lengths, strict=True))
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
-        return cls(lengths, order, inverse, ends.to(device), ends)
+        return cls(lengths, _runs(lengths), order, inverse, ends.to(device), ends)
 
 
 @cache
@@ -78,16 +80,26 @@ def varlen(device: torch.device, dtype: torch.dtype, head_channels: int) -> Call
     return None
 
 
-def attend_each(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Attention within each sequence, one call for neighbours of one length. [T, heads, head channels], in and out."""
-    parts, start = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
+def attend_each(query: Tensor, key: Tensor, value: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """Attention within each sequence, one call for each run of a Packing. [T, heads, head channels], in and out.
+
+    TorchScript too.
+    """
+    parts: list[Tensor] = []
+    start = 0
+    for count, length in runs:
         stop = start + count * length
-        q, k, v = (x[start:stop].unflatten(0, (count, length)).transpose(1, 2) for x in (query, key, value))
+        q = query[start:stop].unflatten(0, [count, length]).transpose(1, 2)
+        k = key[start:stop].unflatten(0, [count, length]).transpose(1, 2)
+        v = value[start:stop].unflatten(0, [count, length]).transpose(1, 2)
         parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
         start = stop
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _runs(lengths: Iterable[int]) -> list[tuple[int, int]]:
+    """How many neighbours have one length, and that length."""
+    return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 
 @torch.library.custom_op("kleinserve::attend", mutates_args=())
@@ -103,7 +115,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, host_ends: T
         out = packed(query[0], key[0], value[0], ends, ends, max(lengths), max(lengths))
         assert isinstance(out, Tensor)
         return out[None]
-    return attend_each(query[0], key[0], value[0], lengths)[None].contiguous()
+    return attend_each(query[0], key[0], value[0], _runs(lengths))[None].contiguous()
 
 
 @attend.register_fake

@@ -15,7 +15,8 @@ from torch import Tensor
 from kleinserve.core import EDGE_MULTIPLE, Size
 from kleinserve.engine import memory
 from kleinserve.engine.attention import Packing, varlen
-from kleinserve.engine.blocks import Blocks, EagerBlocks, Modulations, StockBlocks
+from kleinserve.engine.blocks import Blocks, Modulations, StockBlocks
+from kleinserve.engine.eager import EagerBlocks
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
 
