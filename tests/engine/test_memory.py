@@ -13,6 +13,7 @@ import torch
 from kleinserve.core import Background, Operation, Output, Request, Size
 from kleinserve.engine import checkpoint, memory
 from kleinserve.engine.engine import Engine
+from kleinserve.engine.script import scripted
 from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, UnusableCheckpoint
 
 from tests.engine.checkpoints import klein
@@ -202,9 +203,10 @@ STAGES = {
     "decode": lambda engine, render: finish(engine.decode([render])),
 }
 BROKEN = {
-    "text": "_conditioning.text.module",
-    "begin": "_vae.module.encoder.conv_act",
-    "step": "_denoiser.transformer.proj_out",
+    "text": ("_conditioning.text.module", "forward"),
+    "begin": ("_vae.module.encoder.conv_act", "forward"),
+    "step": ("_denoiser", "_moved"),
+    "decode": ("_vae.module.decoder.conv_act", "forward"),
 }
 
 
@@ -216,13 +218,13 @@ def engine() -> Engine:
 @pytest.mark.parametrize(("error", "raised"), FAILURES, ids=lambda value: str(value)[:40])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_failure_has_one_name_and_leaves_no_trace(
-    stage: str, error: Exception, raised: type[Exception], engine: Engine
+    stage: str, error: Exception, raised: type[Exception], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory's shortage by all its names, and a lost device, are the engine's two errors at every stage.
 
     The render is as it was, what the failed work had allocated is free, and the same call made again succeeds.
     """
-    broken: torch.nn.Module = attrgetter(BROKEN.get(stage, "_vae.module.decoder.conv_act"))(engine)
+    owner, broken = BROKEN[stage]
     source = replace(reference(64, 64, 1, 4), digest=b"")
     render = engine.render(ask("1", Operation.EDIT, f"{stage} {error}", (source,), Size(64, 64), 1, 1, 1.0))
     for name, work in STAGES.items():
@@ -232,23 +234,31 @@ def test_a_failure_has_one_name_and_leaves_no_trace(
     before, row = dict(vars(render)), dict(vars(render.row)) if render.row else {}
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         large = torch.empty(1000)
         held.append(weakref.ref(large))
         raise error
 
-    hook = broken.register_forward_pre_hook(fail)
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(attrgetter(owner)(engine), broken, fail)
         with pytest.raises(raised) as failure:
             STAGES[stage](engine, render)
-    finally:
-        hook.remove()
     if raised is not AcceleratorLost:
         assert [tensor() for tensor in held] == [None]  # though the traceback is still here
     assert failure.tb is not None
     assert vars(render) == before
     assert not row or all(now is row[name] for name, now in vars(render.row).items())
     STAGES[stage](engine, render)
+
+
+def much(numbers: int) -> torch.Tensor:
+    return torch.empty(numbers)
+
+
+def test_a_shortage_without_the_interpreter_has_the_same_name() -> None:
+    """TorchScript wraps what torch says; it is found all the same."""
+    with pytest.raises(AcceleratorOutOfMemory), memory.reported():
+        scripted(much)(2**50)
 
 
 def test_what_offload_costs_is_stated() -> None:

@@ -17,7 +17,10 @@ from kleinserve.engine.vae import Pieces
 
 
 class Conditioning:
-    """Gives renders their contexts and rows. `sigmas`: the noise levels by output tokens and steps."""
+    """Gives renders their contexts and rows. `sigmas`: the noise levels by output tokens and steps.
+
+    `begin_row`: makes what a row's steps need, once.
+    """
 
     def __init__(
         self,
@@ -25,10 +28,11 @@ class Conditioning:
         references: ReferenceEncoder,
         latent_channels: int,
         sigmas: Callable[[int, int], tuple[float, ...]],
+        begin_row: Callable[[Row], None],
         *,
         is_guided: bool,
     ):
-        self.text, self._references = text, references
+        self.text, self._references, self._begin_row = text, references, begin_row
         self._latent_channels, self._sigmas, self._is_guided = latent_channels, sigmas, is_guided
 
     def encode_text(self, renders: Sequence[Render]) -> Pieces[None]:
@@ -61,7 +65,7 @@ class Conditioning:
     ) -> Pieces[Row]:
         tokens = yield from self._references.encode(references)
         options, size, like = request.options, request.size, contexts[0]
-        return Row(
+        row = Row(
             size=size,
             latents=noise(size, self._latent_channels, options.seed).to(like.device),
             references=torch.cat(tokens) if tokens else like[:0],
@@ -70,6 +74,8 @@ class Conditioning:
             sigmas=self._sigmas(size.tokens, options.steps),
             guidance_scale=options.guidance_scale,
         )
+        self._begin_row(row)
+        return row
 
     def _prompts(self, request: Request, prompt: Tokens) -> list[Tokens]:
         """What its sequences are conditioned on: `prompt`, and for real guidance the empty one."""

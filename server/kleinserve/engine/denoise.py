@@ -4,7 +4,8 @@ The engine's heart. Knows rows, not requests: no deadlines, no callers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from kleinserve.core import EDGE_MULTIPLE, Size
 from kleinserve.engine import memory
 from kleinserve.engine.attention import Packing, varlen
-from kleinserve.engine.blocks import Blocks, Modulations, StockBlocks
-from kleinserve.engine.eager import EagerBlocks
+from kleinserve.engine.eager import EagerNetwork
+from kleinserve.engine.network import Counts, Network, Pass, StockNetwork
+from kleinserve.engine.script import scripted
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
+_LEVELS_KEPT = 256  # noise levels: of klein 9B 140 KB each
+_ROTARY_KEPT = 8  # rotary embeddings of a sequence: a megapixel's 5 MB
 
 
 @dataclass(eq=False)
@@ -30,6 +34,7 @@ class Row:
     contexts: prompt embeddings [text tokens, D], projected; one, or (conditional, empty prompt) for real CFG.
     sigmas: steps + 1 noise levels, 1 to 0. step: steps done.
     estimate: float32 [T, C], the last step's x0 estimate.
+    levels, rotary: what the network makes of each of its steps' noise level, and of each context's sequence.
     """
 
     size: Size
@@ -41,6 +46,8 @@ class Row:
     guidance_scale: float
     step: int = 0
     estimate: Tensor | None = None
+    levels: list[Any] = field(default_factory=list)
+    rotary: list[list[Tensor]] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -83,43 +90,40 @@ def text_positions(tokens: int, device: torch.device) -> Tensor:
     return positions
 
 
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """What one set of rows needs at every step while the set stays the same.
-
-    sequences: the row of each. texts, images, outputs: tokens of each sequence, outputs being those of the images that
-    are denoised. rotary: the blocks' own. context: [1, all text tokens, D], stream order. places: sequence positions of
-    the outputs.
-    """
-
-    rows: tuple[Row, ...]
-    sequences: tuple[Row, ...]
-    texts: list[int]
-    images: list[int]
-    outputs: list[int]
-    packing: Packing
-    rotary: Any
-    context: Tensor
-    places: Tensor
-
-
 class Denoiser:
-    """The stock transformer with packed attention; `is_compiled`: its blocks are, or will be."""
+    """The transformer, as the stock pipeline steps it; `is_compiled`: its blocks are, or will be."""
 
     def __init__(self, transformer: Flux2Transformer2DModel, *, is_compiled: bool = False):
         self.transformer = transformer
         self.device, self.dtype = transformer.device, transformer.dtype
         is_eager = self.device.type == "cpu" and self.dtype == torch.float32 and not is_compiled
-        self._blocks: Blocks = EagerBlocks(transformer) if is_eager else StockBlocks(transformer)
+        self._network: Network = EagerNetwork(transformer) if is_eager else StockNetwork(transformer)
+        self._level = lru_cache(_LEVELS_KEPT)(self._network.level)
+        self._rotary = lru_cache(_ROTARY_KEPT)(self._of_sequence)
+        self._moved = scripted(_moved) if is_eager else _moved
+        self._places = scripted(_places) if is_eager else _places
         double = sum(p.numel() for p in transformer.transformer_blocks.parameters()) / 2  # a token is in one stream
         self._weights = double + sum(p.numel() for p in transformer.single_transformer_blocks.parameters())
         self._layers = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+        self._rows: tuple[Row, ...] = ()
         self._pass: Pass | None = None
         varlen(self.device, self.dtype, transformer.config.attention_head_dim)  # found out now, not in a step
 
     def work(self, tokens: int) -> float:
         """GFLOP of one sequence's part of a step: two per weight and token, and attention's products of all pairs."""
         return (2 * self._weights * tokens + 4 * self.transformer.inner_dim * self._layers * tokens**2) / 1e9
+
+    @torch.inference_mode()
+    def begin(self, row: Row) -> None:
+        """Make what its steps need of its noise levels and places; it is kept for others that are alike."""
+        row.levels = [self._level(sigma, row.guidance_scale) for sigma in row.sigmas[:-1]]
+        row.rotary = [self._rotary(len(context), row.size, row.reference_sizes) for context in row.contexts]
+
+    def _of_sequence(self, texts: int, size: Size, reference_sizes: tuple[Size, ...]) -> list[Tensor]:
+        positions = [text_positions(texts, self.device), image_positions(0, size, self.device)]
+        for i, reference in enumerate(reference_sizes):
+            positions.append(image_positions(REFERENCE_TIME_STRIDE * (i + 1), reference, self.device))
+        return self._network.rotary(torch.cat(positions))
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -129,98 +133,68 @@ class Denoiser:
         Raises: torch.OutOfMemoryError; then no row has moved.
         Source: Flux2KleinPipeline.__call__ and FlowMatchEulerDiscreteScheduler.step, diffusers 0.42.1.
         """
-        velocities = self._velocities(self._prepare(tuple(rows)))
-        moved = []
-        for row, velocity in zip(rows, velocities, strict=True):
-            sigma, following = row.sigmas[row.step], row.sigmas[row.step + 1]
-            moved.append((row.latents - sigma * velocity, row.latents + (following - sigma) * velocity))
+        for row in rows:
+            if not row.levels:
+                self.begin(row)
+        given = self._prepare(tuple(rows))
+        sequences = [row for row in rows for _ in row.contexts]
+        named = [(row.sigmas[row.step], row.guidance_scale) for row in sequences]
+        of_level = {name: row.levels[row.step] for name, row in zip(named, sequences, strict=True)}
+        of = [list(of_level).index(name) for name in named]
+        latents = [row.latents for row in sequences]
+        velocities = _guided(rows, self._network.velocities(latents, list(of_level.values()), of, given))
+        sigmas, following = [row.sigmas[row.step] for row in rows], [row.sigmas[row.step + 1] for row in rows]
+        moved = self._moved([row.latents for row in rows], velocities, sigmas, following)
         memory.finish(self.device)  # what fails there may fail late; and old latents are freed for all streams
-        for row, (estimate, latents) in zip(rows, moved, strict=True):  # nothing fails from here on
-            row.estimate, row.latents, row.step = estimate, latents, row.step + 1
+        for row, (estimate, latents_) in zip(rows, moved, strict=True):  # nothing fails from here on
+            row.estimate, row.latents, row.step = estimate, latents_, row.step + 1
         if any(row.is_done for row in rows):
-            self._pass = None  # this set does not come again: let its memory go
+            self._rows, self._pass = (), None  # this set does not come again: let its memory go
 
     def _prepare(self, rows: tuple[Row, ...]) -> Pass:
-        if self._pass is not None and self._pass.rows == rows:
+        if self._pass is not None and self._rows == rows:
             return self._pass
-        self._pass = None  # before the new one is made: there need not be room for both
-        device, pairs = self.device, [(row, context) for row in rows for context in row.contexts]
-        texts = [len(context) for _, context in pairs]
-        outputs = [len(row.latents) for row, _ in pairs]
-        images = [len(row.latents) + len(row.references) for row, _ in pairs]
-        positions, places, start = [], [], 0
-        for row, context in pairs:
-            positions += [text_positions(len(context), device), image_positions(0, row.size, device)]
-            for i, size in enumerate(row.reference_sizes):
-                positions.append(image_positions(REFERENCE_TIME_STRIDE * (i + 1), size, device))
-            start += len(context)
-            places.append(torch.arange(start, start + len(row.latents), device=device))
-            start += len(row.latents) + len(row.references)
-        self._pass = Pass(
-            rows,
-            tuple(row for row, _ in pairs),
-            texts,
-            images,
-            outputs,
-            Packing.of(texts, images, device),
-            self._blocks.rotary(torch.cat(positions)),
-            torch.cat([context for _, context in pairs])[None],
-            torch.cat(places),
+        self._rows, self._pass = (), None  # before the new one is made: there need not be room for both
+        sequences = [(row, context) for row in rows for context in row.contexts]
+        texts = [len(context) for _, context in sequences]
+        outputs = [len(row.latents) for row, _ in sequences]
+        images = [len(row.latents) + len(row.references) for row, _ in sequences]
+        both = [text + image for text, image in zip(texts, images, strict=True)]
+        rotary = [part for row in rows for part in row.rotary]
+        made = Pass(
+            Counts(texts, images, both, outputs),
+            Packing.of(texts, images, self.device),
+            torch.cat([context for _, context in sequences]),
+            [row.references for row, _ in sequences],
+            [torch.cat(parts) for parts in zip(*rotary, strict=True)],
+            self._places(texts, both, outputs, self.device),
         )
-        return self._pass
-
-    def _velocities(self, prepared: Pass) -> list[Tensor]:
-        """The predicted velocity of each row, float32 [T, C], guidance applied."""
-        model, rows, packing, sequences = self.transformer, prepared.rows, prepared.packing, prepared.sequences
-        levels = list(dict.fromkeys(_level(row) for row in rows))  # modulation is computed once for each
-        of = [levels.index(_level(row)) for row in sequences]
-        embedding = self._time_embedding(levels)
-        embedded = [model.x_embedder(row.latents.to(self.dtype)) for row in rows]
-        image = torch.cat(
-            [part for row, e in zip(rows, embedded, strict=True) for _ in row.contexts for part in (e, row.references)]
-        )[None]
-        modulations = Modulations(
-            _per_token(model.double_stream_modulation_img(embedding), of, prepared.images),
-            _per_token(model.double_stream_modulation_txt(embedding), of, prepared.texts),
-            _per_token(model.single_stream_modulation(embedding), of, packing.lengths),
-        )
-        hidden = self._blocks(prepared.context, image, modulations, prepared.rotary, packing)
-
-        # AdaLayerNormContinuous, with its scale and shift per token: scale comes first here, unlike in the blocks.
-        norm = model.norm_out
-        scale, shift = _per_token(norm.linear(norm.silu(embedding)), of, prepared.outputs).chunk(2, dim=-1)
-        hidden = norm.norm(hidden[:, prepared.places]) * (1 + scale) + shift
-        velocity = list(model.proj_out(hidden)[0].float().split(prepared.outputs))
-        return _guided(rows, velocity)
-
-    def _time_embedding(self, levels: list[tuple[float, float]]) -> Tensor:
-        """[levels, D] of noise levels and guidance scales. Made on the device: nothing is copied there in a step."""
-        sigma, scale = (torch.stack([self._full(value) for value in values]) for values in zip(*levels, strict=True))
-        # The stock pipeline rounds 1000 sigma to the model's dtype, divides, and the model multiplies again.
-        time = (sigma * 1000).to(self.dtype) / 1000 * 1000
-        guidance = scale.to(self.dtype) * 1000 if self.transformer.config.guidance_embeds else None
-        embedding: Tensor = self.transformer.time_guidance_embed(time, guidance)
-        return embedding
-
-    def _full(self, value: float) -> Tensor:
-        return torch.full((), value, dtype=torch.float32, device=self.device)
+        self._rows, self._pass = rows, made
+        return made
 
 
-def _level(row: Row) -> tuple[float, float]:
-    return row.sigmas[row.step], row.guidance_scale
+def _places(texts: list[int], both: list[int], outputs: list[int], device: torch.device) -> Tensor:
+    """Sequence positions of the outputs, which come after each sequence's text. TorchScript too."""
+    parts: list[Tensor] = []
+    start = 0
+    for i in range(len(texts)):
+        parts.append(torch.arange(start + texts[i], start + texts[i] + outputs[i], device=device))
+        start += both[i]
+    return torch.cat(parts)
 
 
-def _per_token(values: Tensor, of: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """[levels, k] -> [1, tokens, k]: sequence i has `lengths[i]` tokens of level `of[i]`.
+def _moved(
+    latents: list[Tensor], velocities: list[Tensor], sigmas: list[float], following: list[float]
+) -> list[tuple[Tensor, Tensor]]:
+    """The estimate and the next latents of each row. TorchScript too."""
+    moved: list[tuple[Tensor, Tensor]] = []
+    for i in range(len(latents)):
+        estimate = latents[i] - sigmas[i] * velocities[i]
+        moved.append((estimate, latents[i] + (following[i] - sigmas[i]) * velocities[i]))
+    return moved
 
-    A single level stays [1, 1, k] and broadcasts.
-    """
-    if len(values) == 1:
-        return values[:, None]
-    return torch.cat([values[level].expand(length, -1) for level, length in zip(of, lengths, strict=True)])[None]
 
-
-def _guided(rows: tuple[Row, ...], velocities: list[Tensor]) -> list[Tensor]:
+def _guided(rows: Sequence[Row], velocities: list[Tensor]) -> list[Tensor]:
     """Classifier-free guidance where a row has two sequences: empty + scale × (conditional − empty)."""
     ends = [0, *accumulate(len(row.contexts) for row in rows)]
     guided = []

@@ -1,4 +1,4 @@
-"""The blocks for a CPU: their sums in fewer calls, and all of them one call of TorchScript. Knows no rows."""
+"""The transformer for a CPU: its sums in fewer calls, and all of them one call of TorchScript. Knows no rows."""
 
 from typing import Any, NamedTuple
 
@@ -7,13 +7,13 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor, nn
 
-from kleinserve.engine.attention import Packing, attend_each
-from kleinserve.engine.blocks import Modulations
+from kleinserve.engine.attention import attend_each
+from kleinserve.engine.network import Counts, Pass, modulations, per_token
 from kleinserve.engine.script import scripted
 
 
-class EagerBlocks:
-    """The stock blocks' sums in float32 for a CPU, where a call costs what a small step computes.
+class EagerNetwork:
+    """The stock blocks' sums in float32, where a call costs what a small step computes.
 
     Query and key are one tensor, normalised and then turned by one complex product, which the compiler does not know;
     scale and shift are the norm's own, a gate and its sum are one call. Equal to the stock blocks within rounding.
@@ -25,6 +25,7 @@ class EagerBlocks:
         self._shape = Shape(
             config.num_attention_heads, config.attention_head_dim, block.norm1.eps, block.attn.norm_q.eps
         )
+        self._weights = transformer.x_embedder.weight, transformer.proj_out.weight
         self._double = [self._of_double(block) for block in transformer.transformer_blocks]
         self._single = [self._of_single(block) for block in transformer.single_transformer_blocks]
         self._run = scripted(run)
@@ -58,34 +59,42 @@ class EagerBlocks:
         weights = torch.cat([query.weight.detach().expand(shape), key.weight.detach().expand(shape)])
         return weights * self._shape.channels**0.5
 
-    def rotary(self, positions: Tensor) -> Tensor:
+    def rotary(self, positions: Tensor) -> list[Tensor]:
         """One complex number for each pair of channels: complex64 [tokens, 1, head channels / 2]."""
         cosines, sines = self._transformer.pos_embed(positions)
-        return torch.complex(cosines[:, None, ::2], sines[:, None, ::2])
+        return [torch.complex(cosines[:, None, ::2], sines[:, None, ::2])]
 
-    def __call__(
-        self, text: Tensor, image: Tensor, modulations: Modulations, rotary: Tensor, packing: Packing
-    ) -> Tensor:
-        hidden = self._run(
-            text[0],
-            image[0],
-            self._split(modulations.text),
-            self._split(modulations.image),
-            self._split(modulations.single),
-            rotary,
-            packing.order,
-            packing.inverse,
-            packing.runs,
+    def level(self, sigma: float, guidance_scale: float) -> "Level":
+        made = modulations(self._transformer, sigma, guidance_scale)
+        text, text_feed = self._split(made.text)
+        image, image_feed = self._split(made.image)
+        [single] = self._split(made.single)
+        scale, shift = made.last.chunk(2, dim=-1)  # in this order here, and without a gate
+        return Level(text, text_feed, image, image_feed, single, Modulation(shift, 1 + scale, shift[:, :0]))
+
+    def _split(self, modulation: Tensor) -> list["Modulation"]:
+        """One for every three parts of [1, k], each as wide as a token: shift, scale, gate."""
+        parts = modulation.split(self._shape.heads * self._shape.channels, dim=-1)
+        return [Modulation(parts[i], 1 + parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
+
+    def velocities(self, latents: list[Tensor], levels: list["Level"], of: list[int], given: Pass) -> list[Tensor]:
+        return self._run(
+            latents,
+            given.references,
+            given.context,
+            levels,
+            of,
+            given.counts,
+            given.rotary[0],
+            given.packing.order,
+            given.packing.inverse,
+            given.packing.runs,
+            given.places,
+            *self._weights,
             self._double,
             self._single,
             self._shape,
         )
-        return hidden[None]
-
-    def _split(self, modulation: Tensor) -> list["Modulation"]:
-        """One for every three parts of [1, ., k], each as wide as a token: shift, scale, gate."""
-        parts = modulation[0].split(self._shape.heads * self._shape.channels, dim=-1)
-        return [Modulation(parts[i], 1 + parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
 
 
 class Shape(NamedTuple):
@@ -105,8 +114,19 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
+class Level(NamedTuple):
+    """A noise level's modulations: of both norms of the double blocks' streams, the single blocks', the last norm's."""
+
+    text: Modulation
+    text_feed: Modulation
+    image: Modulation
+    image_feed: Modulation
+    single: Modulation
+    last: Modulation
+
+
 class Double(NamedTuple):
-    """A double block's weights: [out, in], of the norms see `EagerBlocks`."""
+    """A double block's weights [out, in]; of its norms see `EagerNetwork`."""
 
     text_query: Tensor
     text_key: Tensor
@@ -133,27 +153,40 @@ class Single(NamedTuple):
 
 
 def run(
-    text: Tensor,
-    image: Tensor,
-    of_text: list[Modulation],
-    of_image: list[Modulation],
-    of_all: list[Modulation],
+    latents: list[Tensor],
+    references: list[Tensor],
+    context: Tensor,
+    levels: list[Level],
+    of: list[int],
+    counts: Counts,
     rotary: Tensor,
     order: Tensor,
     inverse: Tensor,
     runs: list[tuple[int, int]],
+    places: Tensor,
+    embedder: Tensor,
+    projection: Tensor,
     doubles: list[Double],
     singles: list[Single],
     shape: Shape,
-) -> Tensor:
-    """Text and image tokens [T, D], stream order -> all tokens [T, D], sequence order.
+) -> list[Tensor]:
+    """`Network.velocities` with all that it needs, for TorchScript.
 
-    Source: Flux2TransformerBlock, Flux2SingleTransformerBlock and their attention, diffusers 0.42.1.
+    Source: Flux2Transformer2DModel.forward, its blocks and their attention, diffusers 0.42.1.
     """
+    parts: list[Tensor] = []
+    for one, reference in zip(latents, references):  # noqa: B905  # TorchScript knows no strict
+        parts.append(F.linear(one, embedder))
+        parts.append(reference)
+    text, image = context, torch.cat(parts)
     count, width = len(text), shape.heads * shape.channels
-    is_one = len(runs) == 1 and runs[0][0] == 1  # which lies alike in both orders
+    is_one = len(latents) == 1  # which lies alike in both orders
+    of_text = _spread([level.text for level in levels], of, counts.texts)
+    of_text_feed = _spread([level.text_feed for level in levels], of, counts.texts)
+    of_image = _spread([level.image for level in levels], of, counts.images)
+    of_image_feed = _spread([level.image_feed for level in levels], of, counts.images)
     for double in doubles:
-        one, two = _normed(text, of_text[0], shape), _normed(image, of_image[0], shape)
+        one, two = _normed(text, of_text, shape), _normed(image, of_image, shape)
         weights = double.text_query, double.text_key, double.text_value
         texts = torch.cat([F.linear(one, weights[0]), F.linear(one, weights[1]), F.linear(one, weights[2])], dim=-1)
         weights = double.query, double.key, double.value
@@ -166,21 +199,31 @@ def run(
         attended = _attended(turned, value, rotary, runs)
         if not is_one:
             attended = attended[inverse]
-        text = torch.addcmul(text, of_text[0].gate, F.linear(attended[:count], double.text_out))
-        image = torch.addcmul(image, of_image[0].gate, F.linear(attended[count:], double.out))
-        text = _fed(text, of_text[1], double.text_feed_in, double.text_feed_out, shape)
-        image = _fed(image, of_image[1], double.feed_in, double.feed_out, shape)
+        text = torch.addcmul(text, of_text.gate, F.linear(attended[:count], double.text_out))
+        image = torch.addcmul(image, of_image.gate, F.linear(attended[count:], double.out))
+        text = _fed(text, of_text_feed, double.text_feed_in, double.text_feed_out, shape)
+        image = _fed(image, of_image_feed, double.feed_in, double.feed_out, shape)
     hidden = torch.cat([text, image])
     if not is_one:
         hidden = hidden[order]
-    modulation = of_all[0]
+    of_all = _spread([level.single for level in levels], of, counts.both)
     for single in singles:
-        projected = F.linear(_normed(hidden, modulation, shape), single.projection)
+        projected = F.linear(_normed(hidden, of_all, shape), single.projection)
         turned, value = _divided(projected[:, : 3 * width], shape)
         attended = _attended(turned.mul_(single.norm), value, rotary, runs)
         joined = torch.cat([attended, _gated(projected[:, 3 * width :])], dim=-1)
-        hidden = torch.addcmul(hidden, modulation.gate, F.linear(joined, single.out))
-    return hidden
+        hidden = torch.addcmul(hidden, of_all.gate, F.linear(joined, single.out))
+    of_outputs = _spread([level.last for level in levels], of, counts.outputs)
+    return list(F.linear(_normed(hidden[places], of_outputs, shape), projection).split(counts.outputs))
+
+
+def _spread(values: list[Modulation], of: list[int], lengths: list[int]) -> Modulation:
+    """Of each level -> of each token."""
+    return Modulation(
+        per_token([value.shift for value in values], of, lengths),
+        per_token([value.scale for value in values], of, lengths),
+        per_token([value.gate for value in values], of, lengths),
+    )
 
 
 def _normed(hidden: Tensor, by: Modulation, shape: Shape) -> Tensor:

@@ -89,7 +89,9 @@ class Engine:
         self.facts = self._facts(layout, modules, limit)
         is_guided = self.facts.variant is Variant.BASE
         sigmas = lru_cache(_SIGMAS_KEPT)(partial(schedule.sigmas, modules.scheduler, policy=config.mu_policy))
-        self._conditioning = Conditioning(text, references, self._vae.latent_channels, sigmas, is_guided=is_guided)
+        self._conditioning = Conditioning(
+            text, references, self._vae.latent_channels, sigmas, self._denoiser.begin, is_guided=is_guided
+        )
         with self._cores.share(), self._lend_vae():
             self._preview = preview.fit(self._vae)
         self.compile_state = "eager"  # or "compiled", or "failed: " and why; what was asked for is known after warm()
