@@ -129,6 +129,7 @@ def faulty() -> Iterator[Serving]:
         settings = {
             "KLEINSERVE_READER_STALL_SECONDS": "1",
             "KLEINSERVE_CHUNK_BYTES": "16384",
+            "KLEINSERVE_MAX_STEPS": "200",
             "FAULTS_IMAGE_TOKENS_MAX": "200",
             "FAULTS_ENDS_FILE": f"{folder}/ends",
         }

@@ -117,7 +117,8 @@ async def test_a_detached_job_outlives_its_stream(stub: image_pb2_grpc.ImageServ
     """The deadline of who asked for DETACH ends his stream alone; the same key fetches the image."""
     key = str(uuid.uuid4())
     request = asked(key, 50, on_disconnect="ON_DISCONNECT_DETACH")
-    code, _, _ = await refused_late(stub.Generate(request, timeout=0.5))
+    request.options.width = request.options.height = 256
+    code, _, _ = await refused_late(stub.Generate(request, timeout=0.3))
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     fetched = await told(stub.Attach(image_pb2.AttachRequest(idempotency_key=key)))
     assert fetched.data
@@ -166,7 +167,7 @@ async def test_a_drain_and_a_restart(tmp_path: Path) -> None:
             stream = klein.generate(
                 "a star",
                 size=(128, 128),
-                steps=200,
+                steps=600,
                 idempotency_key=long,
                 client_tag=long,
                 priority="batch",

@@ -1,9 +1,6 @@
 """Noise, places and steps of rows, by both networks (engine/{network,eager,denoise}.py); parity: test_parity.py."""
 
 import copy
-import sys
-import threading
-import time
 from typing import Any
 
 import pytest
@@ -118,32 +115,6 @@ def test_a_step_without_the_interpreter_computes_the_same_to_the_bit(
         sides.append(rows)
     for one, two in zip(*sides, strict=True):
         assert torch.equal(one.latents, two.latents)
-
-
-def test_a_step_leaves_the_interpreter_to_others(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a thread that gives it away every 20 ms at most, a step waits for it less than a quarter as often."""
-    given, is_over = sys.getswitchinterval(), threading.Event()
-
-    def spin() -> None:
-        while not is_over.is_set():
-            pass
-
-    busy = threading.Thread(target=spin)
-    denoiser.step([row()])
-    seconds = []
-    try:
-        sys.setswitchinterval(0.02)
-        busy.start()
-        for function in (eager.scripted(eager.run), eager.run):
-            monkeypatch.setattr(denoiser._network, "_run", function)
-            started = time.monotonic()
-            denoiser.step([row()])
-            seconds.append(time.monotonic() - started)
-    finally:
-        sys.setswitchinterval(given)
-        is_over.set()
-        busy.join()
-    assert seconds[0] < 0.25 * seconds[1]
 
 
 def test_what_a_set_of_rows_needs_is_made_once(denoiser: Denoiser) -> None:

@@ -13,7 +13,6 @@ import torch
 from kleinserve.core import Background, Operation, Output, Request, Size
 from kleinserve.engine import checkpoint, memory
 from kleinserve.engine.engine import Engine
-from kleinserve.engine.script import scripted
 from kleinserve.errors import AcceleratorLost, AcceleratorOutOfMemory, UnusableCheckpoint
 
 from tests.engine.checkpoints import klein
@@ -249,16 +248,6 @@ def test_a_failure_has_one_name_and_leaves_no_trace(
     assert vars(render) == before
     assert not row or all(now is row[name] for name, now in vars(render.row).items())
     STAGES[stage](engine, render)
-
-
-def much(numbers: int) -> torch.Tensor:
-    return torch.empty(numbers)
-
-
-def test_a_shortage_without_the_interpreter_has_the_same_name() -> None:
-    """TorchScript wraps what torch says; it is found all the same."""
-    with pytest.raises(AcceleratorOutOfMemory), memory.reported():
-        scripted(much)(2**50)
 
 
 def test_what_offload_costs_is_stated() -> None:

@@ -51,12 +51,12 @@ def test_a_request_costs_its_stages() -> None:
     assert known().remaining(demand, 4, is_begun=False) == pytest.approx(1.1 + 2.1 + 4 * 1.0 + 3.1 + 3.1)
     assert known().remaining(demand, 1, is_begun=True) == pytest.approx(1.0 + 3.1 + 3.1)
     share = known().share(demand, 4, is_begun=True)
-    assert share == Share(pytest.approx(4 * 0.25 * 2.0 / 0.9), pytest.approx(3.1))
+    assert share == Share(pytest.approx(4 * 0.25 * 2.0 / 0.95), pytest.approx(3.1))
 
 
-def test_the_saturating_budget_is_where_a_tenth_of_a_step_is_fixed() -> None:
-    """Nine times the fixed part in work; unknown before calibration."""
-    assert known().saturating_tokens(work_per_token=0.01) == 1800
+def test_the_saturating_budget_is_where_a_twentieth_of_a_step_is_fixed() -> None:
+    """Nineteen times the fixed part in work; unknown before calibration."""
+    assert known().saturating_tokens(work_per_token=0.01) == 3800
     assert Cost().saturating_tokens(0.01) == 0
 
 

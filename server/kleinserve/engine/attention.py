@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.varlen import varlen_attn
 
+from kleinserve.engine.script import scripted
+
 log = structlog.get_logger()
 
 
@@ -42,17 +44,24 @@ class Packing:
 
     @classmethod
     def of(cls, text_lengths: list[int], image_lengths: list[int], device: torch.device) -> "Packing":
-        text_starts = [0, *accumulate(text_lengths)]
-        image_starts = [text_starts[-1] + n for n in (0, *accumulate(image_lengths))]
-        parts = []
-        for i, (text, image) in enumerate(zip(text_lengths, image_lengths, strict=True)):
-            parts.append(torch.arange(text_starts[i], text_starts[i] + text, device=device))
-            parts.append(torch.arange(image_starts[i], image_starts[i] + image, device=device))
-        order = torch.cat(parts)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+        ordered = scripted(_ordered) if device.type == "cpu" else _ordered
+        order, inverse = ordered(text_lengths, image_lengths, device)
         lengths = tuple(t + i for t, i in zip(text_lengths, image_lengths, strict=True))
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
         return cls(lengths, _runs(lengths), order, inverse, ends.to(device), ends)
+
+
+def _ordered(texts: list[int], images: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Order and inverse of sequences with so many tokens of text and of images. TorchScript too."""
+    parts: list[Tensor] = []
+    text, image = 0, sum(texts)
+    for i in range(len(texts)):
+        parts.append(torch.arange(text, text + texts[i], device=device))
+        parts.append(torch.arange(image, image + images[i], device=device))
+        text += texts[i]
+        image += images[i]
+    order = torch.cat(parts)
+    return order, torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
 
 
 @cache

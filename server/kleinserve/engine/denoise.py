@@ -139,10 +139,10 @@ class Denoiser:
         given = self._prepare(tuple(rows))
         sequences = [row for row in rows for _ in row.contexts]
         named = [(row.sigmas[row.step], row.guidance_scale) for row in sequences]
-        of_level = {name: row.levels[row.step] for name, row in zip(named, sequences, strict=True)}
-        of = [list(of_level).index(name) for name in named]
-        latents = [row.latents for row in sequences]
-        velocities = _guided(rows, self._network.velocities(latents, list(of_level.values()), of, given))
+        levels = {name: row.levels[row.step] for name, row in zip(named, sequences, strict=True)}
+        places = {name: i for i, name in enumerate(levels)}
+        latents, of = [row.latents for row in sequences], [places[name] for name in named]
+        velocities = _guided(rows, self._network.velocities(latents, list(levels.values()), of, given))
         sigmas, following = [row.sigmas[row.step] for row in rows], [row.sigmas[row.step + 1] for row in rows]
         moved = self._moved([row.latents for row in rows], velocities, sigmas, following)
         memory.finish(self.device)  # what fails there may fail late; and old latents are freed for all streams

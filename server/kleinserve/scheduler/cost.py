@@ -15,7 +15,7 @@ STAGES = {
 _DRIFT_WEIGHT = 0.1  # of a new measurement: ten of them make most of the correction
 _DRIFT_MIN, _DRIFT_MAX = 0.25, 8.0  # one measurement that the machine disturbed must not shut the door
 _SECONDS_MAX = 1000.0  # of a unit of any stage, on the slowest machine
-_SATURATED = 0.9  # of a step's time is work at the saturating budget; the rest is what every step costs
+_SATURATED = 0.95  # of a step's time is work at the saturating budget; the rest is what every step costs
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Cost:
         step = self.lines["step"]
         if not self.is_calibrated or step.per_unit == 0.0:
             return 0
-        return int(_SATURATED / (1 - _SATURATED) * step.fixed / (step.per_unit * work_per_token))
+        return round(_SATURATED / (1 - _SATURATED) * step.fixed / (step.per_unit * work_per_token))
 
     def beginning(self, *demands: Demand) -> float:
         """Seconds for which requests are begun at once."""
