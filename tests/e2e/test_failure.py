@@ -13,7 +13,7 @@ from tests.e2e.calls import edit, final, generate, opened, png, refused, until
 from tests.e2e.conftest import Serving
 from tests.e2e.faults import FAILS, SECRET, UNFINISHED, UNTILED
 
-LONG = 100  # steps: a second and more of six requests
+LONG = 150  # steps: a second and more of three together
 LARGE = (256, 256)  # 256 tokens: by itself more than the 200 that `faulty` has memory for
 
 
@@ -34,17 +34,18 @@ async def test_out_of_memory_alone(faulty: Serving, channel: grpc.aio.Channel) -
     failed = 'klein_requests_total{code="RESOURCE_EXHAUSTED",operation="generate",reason="ACCELERATOR_OUT_OF_MEMORY"}'
     before = faulty.counted(failed)
     stub = image_pb2_grpc.ImageServiceStub(channel)
-    beside = [asyncio.create_task(final(channel, generate(i, (64, 64), LONG))) for i in range(6)]
-    await faulty.counts("klein_running_requests", 6)
+    requests = [generate(i, (64, 64), LONG, priority="PRIORITY_INTERACTIVE") for i in range(3)]  # all start at once
+    beside = [asyncio.create_task(final(channel, request)) for request in requests]
+    await faulty.counts("klein_running_requests", 3)
     code, reason, details = await refused(stub.Generate(generate(0, LARGE)))
     assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ACCELERATOR_OUT_OF_MEMORY")
     assert set(details) == {"ErrorInfo", "RetryInfo"}
     retry = details["RetryInfo"]
     assert isinstance(retry, error_details_pb2.RetryInfo)
     assert retry.retry_delay.ToSeconds() >= 1
-    for i, (picture, completed) in enumerate(await asyncio.gather(*beside)):
-        assert completed.max_step_requests >= 3
-        alone, _ = await final(channel, generate(i, (64, 64), LONG))
+    for request, (picture, completed) in zip(requests, await asyncio.gather(*beside), strict=True):
+        assert completed.max_step_requests >= 2
+        alone, _ = await final(channel, request)
         assert np.abs(picture - alone).max() <= 2
     assert faulty.counted("klein_running_requests") == 0
     assert faulty.counted(failed) == before + 1
