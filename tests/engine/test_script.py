@@ -31,15 +31,17 @@ def much(numbers: int) -> Tensor:
 @contextmanager
 def busy() -> Iterator[None]:
     """Beside a thread that gives the interpreter away every 10 ms at most."""
-    given, is_over = sys.getswitchinterval(), threading.Event()
+    given, is_begun, is_over = sys.getswitchinterval(), threading.Event(), threading.Event()
 
     def spin() -> None:
+        is_begun.set()
         while not is_over.is_set():
             pass
 
     thread = threading.Thread(target=spin)
     sys.setswitchinterval(INTERVAL)
     thread.start()
+    is_begun.wait()
     try:
         yield
     finally:

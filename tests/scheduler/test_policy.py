@@ -136,13 +136,16 @@ def test_a_large_job_joins_small_ones_only_where_many_wait() -> None:
 
 
 def test_nobody_joins_for_whom_a_deadline_would_be_missed() -> None:
-    """With half of what remains kept, and a tenth of a second in each of its four steps, one joins; beside a hopeless
-    one, all."""
-    other, tight = standing(step=0.1, remaining=0.5), standing(deadline=1.94, remaining=1.0, steps_left=4)
+    """Of two tenths of a second to spare in each of its four steps half is given away: one joins, which takes a tenth.
+
+    However little is left, who takes less joins; beside a hopeless one, all do.
+    """
+    other, tight = standing(step=0.1, remaining=0.5), standing(deadline=1.88, remaining=1.0, steps_left=4)
     assert len(pick([other] * 9, 0.0, 8192, 1.0)) == 9
     assert pick([tight, other, other], 0.0, 8192, 1.0) == [0, 1]
     ample = replace(tight, deadline=9.0)
     assert pick([ample, other, other], 0.0, 8192, 1.0) == [1, 2, 0]
+    assert pick([replace(tight, deadline=1.01), replace(other, step=0.001)], 0.0, 8192, 1.0) == [0, 1]
     late = replace(tight, deadline=0.5)
     assert pick([late, other, other], 0.0, 8192, 1.0) == [1, 2, 0]
 
@@ -171,7 +174,7 @@ def standing(*, caller: str = "", **changed: float | None) -> Standing:
         ),
         (standing(deadline=1.5, remaining=1.0), standing(priority=INTERACTIVE), "a deadline that is near"),
         (standing(deadline=1.2, remaining=1.0), standing(deadline=1.5, remaining=0.9), "the earlier of two deadlines"),
-        (standing(deadline=2.5, remaining=1.0, step=0.5), standing(remaining=0.9), "who may be held up for a step"),
+        (standing(deadline=2.5, remaining=1.0, held_up=0.5), standing(remaining=0.9), "who may be held up for a step"),
         (standing(remaining=9.0), standing(deadline=0.5, remaining=1.0), "anyone before what is too late anyway"),
         (standing(arrived=-120.0, whole=10.0, remaining=9.0), standing(priority=INTERACTIVE), "who is due by its age"),
         (standing(caller="a", remaining=9.0), standing(caller="had a second"), "the caller who has had least"),

@@ -19,7 +19,7 @@ from kleinserve.engine.vae import Pieces
 class Conditioning:
     """Gives renders their contexts and rows. `sigmas`: the noise levels by output tokens and steps.
 
-    `begin_row`: makes what a row's steps need, once.
+    `begin_row`: makes what a row's steps need.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Conditioning:
         references: ReferenceEncoder,
         latent_channels: int,
         sigmas: Callable[[int, int], tuple[float, ...]],
-        begin_row: Callable[[Row], None],
+        begin_row: Callable[[Row], Pieces[None]],
         *,
         is_guided: bool,
     ):
@@ -74,7 +74,7 @@ class Conditioning:
             sigmas=self._sigmas(size.tokens, options.steps),
             guidance_scale=options.guidance_scale,
         )
-        self._begin_row(row)
+        yield from self._begin_row(row)
         return row
 
     def _prompts(self, request: Request, prompt: Tokens) -> list[Tokens]:

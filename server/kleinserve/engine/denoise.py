@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
+from threading import Lock
 from typing import Any
 
 import torch
+from cachetools import LRUCache, cached
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
@@ -19,10 +21,11 @@ from kleinserve.engine.attention import Packing, varlen
 from kleinserve.engine.eager import EagerNetwork
 from kleinserve.engine.network import Counts, Network, Pass, StockNetwork
 from kleinserve.engine.script import scripted
+from kleinserve.engine.vae import Pieces, finished
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
 _LEVELS_KEPT = 256  # noise levels: of klein 9B 140 KB each
-_ROTARY_KEPT = 8  # rotary embeddings of a sequence: a megapixel's 5 MB
+_ROTARY_BYTES = 64 * 1024 * 1024  # of rotary embeddings of sequences: a megapixel's are 5 MB
 
 
 @dataclass(eq=False)
@@ -99,7 +102,9 @@ class Denoiser:
         is_eager = self.device.type == "cpu" and self.dtype == torch.float32 and not is_compiled
         self._network: Network = EagerNetwork(transformer) if is_eager else StockNetwork(transformer)
         self._level = lru_cache(_LEVELS_KEPT)(self._network.level)
-        self._rotary = lru_cache(_ROTARY_KEPT)(self._of_sequence)
+        self._is_embedded = bool(transformer.config.guidance_embeds)
+        kept = LRUCache[Any, list[Tensor]](_ROTARY_BYTES, getsizeof=lambda parts: sum(part.nbytes for part in parts))
+        self._rotary = cached(kept, lock=Lock())(self._of_sequence)
         self._moved = scripted(_moved) if is_eager else _moved
         self._places = scripted(_places) if is_eager else _places
         double = sum(p.numel() for p in transformer.transformer_blocks.parameters()) / 2  # a token is in one stream
@@ -114,10 +119,14 @@ class Denoiser:
         return (2 * self._weights * tokens + 4 * self.transformer.inner_dim * self._layers * tokens**2) / 1e9
 
     @torch.inference_mode()
-    def begin(self, row: Row) -> None:
-        """Make what its steps need of its noise levels and places; it is kept for others that are alike."""
-        row.levels = [self._level(sigma, row.guidance_scale) for sigma in row.sigmas[:-1]]
+    def begin(self, row: Row) -> Pieces[None]:
+        """Make what its steps need of its noise levels and places, in pieces; it is kept for others that are alike."""
+        levels = []
+        for sigma in row.sigmas[:-1]:
+            levels.append(self._level(sigma, row.guidance_scale if self._is_embedded else 1.0))
+            yield
         row.rotary = [self._rotary(len(context), row.size, row.reference_sizes) for context in row.contexts]
+        row.levels = levels
 
     def _of_sequence(self, texts: int, size: Size, reference_sizes: tuple[Size, ...]) -> list[Tensor]:
         positions = [text_positions(texts, self.device), image_positions(0, size, self.device)]
@@ -135,7 +144,7 @@ class Denoiser:
         """
         for row in rows:
             if not row.levels:
-                self.begin(row)
+                finished(self.begin(row))
         given = self._prepare(tuple(rows))
         sequences = [row for row in rows for _ in row.contexts]
         named = [(row.sigmas[row.step], row.guidance_scale) for row in sequences]

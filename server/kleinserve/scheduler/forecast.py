@@ -96,6 +96,7 @@ class Forecast:
             step=cost.added(work.demand),
             remaining=self.remaining(work),
             whole=cost.remaining(work.demand, work.render.total_steps, is_begun=False),
+            held_up=cost.lines["step"].seconds(self._full_work),
         )
         return Claim(standing, cost.share(work.demand, work.steps_left, is_begun=work.is_begun))
 
@@ -105,18 +106,12 @@ class Forecast:
     def order(self, works: Sequence[Work], now: float, ration: Ration | None = None) -> list[Work]:
         """The works, who goes first first."""
         aged_first = ration is None or ration.aged_first
-        ranked = policy.order(self.standings(works), now, full_step=self._full_step, aged_first=aged_first)
-        return [works[i] for i in ranked]
+        return [works[i] for i in policy.order(self.standings(works), now, aged_first=aged_first)]
 
     def pick(self, works: Sequence[Work], now: float, tokens_max: int, ration: Ration) -> list[Work]:
         """The works of the next step."""
-        standings, fixed, full_step = self.standings(works), self._kept.fixed, self._full_step
-        picked = policy.pick(standings, now, tokens_max, fixed, full_step=full_step, aged_first=ration.aged_first)
-        return [works[i] for i in picked]
-
-    @property
-    def _full_step(self) -> float:
-        return self._kept.lines["step"].seconds(self._full_work)
+        standings, fixed = self.standings(works), self._kept.fixed
+        return [works[i] for i in policy.pick(standings, now, tokens_max, fixed, aged_first=ration.aged_first)]
 
     def charge(self, works: Sequence[Work], seconds: float, parts: Sequence[float]) -> None:
         """Divide the seconds of one run among its works and their callers, by each one's part."""

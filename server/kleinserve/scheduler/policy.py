@@ -17,7 +17,7 @@ INTERACTIVE, STANDARD, BATCH = range(3)
 STRETCH = {INTERACTIVE: 12.0, STANDARD: 12.0, BATCH: 48.0}  # times its lone time until a job is due
 _SAVING = 3.0  # a shared step saves its fixed part for those present and for those still to come; by simulation
 _NEAR = 1.0  # a job is nearly due when its slack is less than this many times what remains of it
-_SPARE = 0.5  # of what remains of a job: slack that those who share its steps leave it, since predictions are off
+_SHARED = 0.5  # of its slack, for those who share its steps: predictions are off
 
 
 @dataclass(slots=True)
@@ -25,7 +25,8 @@ class Standing:
     """What the policy sees of a job. Seconds; `arrived` and `deadline` on the clock of `now`.
 
     remaining: until its image, were it alone from now on. whole: the same from its arrival.
-    tokens, step: its part of a step, and the seconds by which that lengthens it.
+    tokens, step: its part of a step, and the seconds by which that lengthens it. held_up: seconds of a full step, which
+    may be under way when its turn comes, and is not taken back.
     account: its caller's. due: at its deadline or by its age, whichever is earlier.
     """
 
@@ -39,6 +40,7 @@ class Standing:
     step: float
     remaining: float
     whole: float
+    held_up: float = 0.0
     due: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,29 +51,29 @@ class Standing:
         """Whether the deadline cannot be met any more, whatever is done."""
         return self.deadline is not None and now + self.remaining > self.deadline
 
-    def is_pressed(self, now: float, held_up: float = 0.0) -> bool:
-        """Whether its deadline is near, where it may be held up for so many seconds by what is under way then."""
-        return self.deadline is not None and self.deadline - now <= (1 + _NEAR) * self.remaining + held_up
+    def is_pressed(self, now: float) -> bool:
+        """Whether its deadline is near."""
+        return self.deadline is not None and self.deadline - now <= (1 + _NEAR) * self.remaining + self.held_up
 
     def room(self, now: float) -> float:
         """Seconds by which each of its steps may be longer than alone, for its deadline's sake."""
         if self.deadline is None:
             return math.inf
-        return (self.deadline - now - (1 + _SPARE) * self.remaining) / max(1, self.steps_left)
+        return _SHARED * (self.deadline - now - self.remaining) / max(1, self.steps_left)
 
     def is_aged(self, now: float) -> bool:
         """Whether it is nearly due by its age alone."""
         return self.due - now <= (1 + _NEAR) * self.remaining and not self.is_pressed(now)
 
 
-def order(jobs: Sequence[Standing], now: float, *, full_step: float = 0.0, aged_first: bool = True) -> list[int]:
-    """The jobs' indices, who goes first first; `full_step`: seconds of a step that is shared by as many as may.
+def order(jobs: Sequence[Standing], now: float, *, aged_first: bool = True) -> list[int]:
+    """The jobs' indices, who goes first first.
 
     Whose deadline is near, earliest first. With `aged_first` who is nearly due by its age. Then interactive ones that
     have shown nothing yet, oldest first. Then by priority, the caller first who has had least, each with its shortest
     first. Last, what is too late for its deadline anyway.
     """
-    pressed = _pressed(jobs, now, full_step)
+    pressed = _pressed(jobs, now)
     asked: dict[tuple[int, Account], float] = defaultdict(float)  # seconds of a caller's jobs that go before
     ranks: list[tuple[tuple[float, ...], int]] = []
     for i in sorted(range(len(jobs)), key=lambda i: (jobs[i].remaining, jobs[i].arrived)):
@@ -92,32 +94,22 @@ def order(jobs: Sequence[Standing], now: float, *, full_step: float = 0.0, aged_
     return [i for _, i in sorted(ranks)]
 
 
-def _pressed(jobs: Sequence[Standing], now: float, full_step: float) -> set[int]:
+def _pressed(jobs: Sequence[Standing], now: float) -> set[int]:
     """Those that must go now for the sake of a deadline: of one that is near when those before it have had their time.
 
-    Many deadlines that are met one by one are missed when each waits until it is near by itself. And a step is not
-    taken back: whoever waits for its turn may wait for the longest one that anybody here takes, alone or with others.
+    Many deadlines that are met one by one are missed when each waits until it is near by itself.
     """
-    held_up = max([full_step, *(job.step for job in jobs)])
     met = [i for i, job in enumerate(jobs) if job.deadline is not None and not job.is_hopeless(now)]
     met.sort(key=lambda i: jobs[i].deadline or 0.0)
     until, last = now, 0
     for count, i in enumerate(met, 1):
-        if jobs[i].is_pressed(until, held_up):
+        if jobs[i].is_pressed(until):
             last = count
         until += jobs[i].remaining
     return set(met[:last])
 
 
-def pick(
-    jobs: Sequence[Standing],
-    now: float,
-    tokens_max: int,
-    fixed: float,
-    *,
-    full_step: float = 0.0,
-    aged_first: bool = True,
-) -> list[int]:
+def pick(jobs: Sequence[Standing], now: float, tokens_max: int, fixed: float, *, aged_first: bool = True) -> list[int]:
     """The indices of the jobs that share the next step, of which `fixed` seconds pass whoever shares it.
 
     The first always goes. Each next one joins if it fits, and if the seconds by which it keeps those before it waiting
@@ -126,7 +118,7 @@ def pick(
     """
     picked: list[int] = []
     tokens, room, longer = 0, math.inf, 0.0
-    for i in order(jobs, now, full_step=full_step, aged_first=aged_first):
+    for i in order(jobs, now, aged_first=aged_first):
         job = jobs[i]
         lost = len(picked) * job.step
         saved = _SAVING * (len(jobs) - len(picked)) * fixed
