@@ -8,10 +8,12 @@ import torch
 from kleinserve.core import Size
 from kleinserve.engine import denoise, eager, network
 from kleinserve.engine.denoise import Denoiser, Row, image_positions, noise, text_positions
+from kleinserve.engine.vae import finished
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.engine.checkpoints import random_transformer
+from tests.engine.counted import Counted
 
 CPU = torch.device("cpu")
 WIDTH = 64  # of the transformer: 4 heads of 16
@@ -115,6 +117,19 @@ def test_a_step_without_the_interpreter_computes_the_same_to_the_bit(
         sides.append(rows)
     for one, two in zip(*sides, strict=True):
         assert torch.equal(one.latents, two.latents)
+
+
+def test_a_step_leaves_the_interpreter_to_others(denoiser: Denoiser) -> None:
+    """On a CPU: the first one of rows that have begun calls torch from Python a few times for each, the next never."""
+    rows, calls = [row(), row(Size(96, 64), seed=1, steps=3), row(seed=2)], []
+    for one in rows:
+        finished(denoiser.begin(one))
+    for _ in range(2):
+        with Counted() as counted:
+            denoiser.step(rows)
+        calls.append(counted.calls)
+    assert calls[0] < 10 * len(rows)
+    assert calls[1] == 0
 
 
 def test_what_a_set_of_rows_needs_is_made_once(denoiser: Denoiser) -> None:
