@@ -146,6 +146,20 @@ def test_what_a_set_of_rows_needs_is_made_once(denoiser: Denoiser) -> None:
     assert denoiser._pass is None
 
 
+def test_noise_levels_far_ahead_are_made_when_they_come(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row of very many steps a few are held at a time; the pictures are the same to the bit."""
+    rows = [row(steps=5), row(steps=5)]
+    for one, ahead in zip(rows, (64, 2), strict=True):
+        monkeypatch.setattr(denoise, "_LEVELS_AHEAD", ahead)
+        denoiser._level.cache_clear()
+        finished(denoiser.begin(one))
+        assert len(one.levels) == min(5, ahead)
+        while not one.is_done:
+            denoiser.step([one])
+        assert len(one.levels) == 0
+    assert torch.equal(rows[0].latents, rows[1].latents)
+
+
 def test_a_copied_row_goes_its_own_way(denoiser: Denoiser) -> None:
     """Latents are replaced, never written into: who holds the old ones keeps them."""
     one = row()

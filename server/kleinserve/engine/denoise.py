@@ -3,15 +3,15 @@
 The engine's heart. Knows rows, not requests: no deadlines, no callers.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from threading import Lock
 from typing import Any
 
 import torch
-from cachetools import LRUCache, cached
+from cachetools import LRUCache
 from diffusers import Flux2Transformer2DModel
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from kleinserve.engine.vae import Pieces, finished
 
 REFERENCE_TIME_STRIDE = 10  # position ids: references lie at T = 10, 20, 30, 40, the output at 0
 _LEVELS_KEPT = 256  # noise levels: of klein 9B 140 KB each
+_LEVELS_AHEAD = 64  # of a row: made before its first step; later ones when they come
 _ROTARY_BYTES = 64 * 1024 * 1024  # of rotary embeddings of sequences: a megapixel's are 5 MB
 
 
@@ -37,7 +38,7 @@ class Row:
     contexts: prompt embeddings [text tokens, D], projected; one, or (conditional, empty prompt) for real CFG.
     sigmas: steps + 1 noise levels, 1 to 0. step: steps done.
     estimate: float32 [T, C], the last step's x0 estimate.
-    levels, rotary: what the network makes of each of its steps' noise level, and of each context's sequence.
+    levels, rotary: what the network makes of its next steps' noise levels, and of each context's sequence.
     """
 
     size: Size
@@ -49,7 +50,7 @@ class Row:
     guidance_scale: float
     step: int = 0
     estimate: Tensor | None = None
-    levels: list[Any] = field(default_factory=list)
+    levels: deque[Any] = field(default_factory=deque)
     rotary: list[list[Tensor]] = field(default_factory=list)
 
     @property
@@ -101,10 +102,8 @@ class Denoiser:
         self.device, self.dtype = transformer.device, transformer.dtype
         is_eager = self.device.type == "cpu" and self.dtype == torch.float32 and not is_compiled
         self._network: Network = EagerNetwork(transformer) if is_eager else StockNetwork(transformer)
-        self._level = lru_cache(_LEVELS_KEPT)(self._network.level)
-        self._is_embedded = bool(transformer.config.guidance_embeds)
-        kept = LRUCache[Any, list[Tensor]](_ROTARY_BYTES, getsizeof=lambda parts: sum(part.nbytes for part in parts))
-        self._rotary = cached(kept, lock=Lock())(self._of_sequence)
+        self._level = lru_cache(_LEVELS_KEPT)(self._of_level)
+        self._kept: LRUCache[Any, list[Tensor]] = LRUCache(_ROTARY_BYTES, getsizeof=_nbytes)
         self._moved = scripted(_moved) if is_eager else _moved
         self._places = scripted(_places) if is_eager else _places
         double = sum(p.numel() for p in transformer.transformer_blocks.parameters()) / 2  # a token is in one stream
@@ -121,12 +120,33 @@ class Denoiser:
     @torch.inference_mode()
     def begin(self, row: Row) -> Pieces[None]:
         """Make what its steps need of its noise levels and places, in pieces; it is kept for others that are alike."""
-        levels = []
-        for sigma in row.sigmas[:-1]:
-            levels.append(self._level(sigma, row.guidance_scale if self._is_embedded else 1.0))
+        levels: deque[Any] = deque()
+        for step in range(min(row.steps, _LEVELS_AHEAD)):
+            levels.append(self._level_of(row, step))
             yield
         row.rotary = [self._rotary(len(context), row.size, row.reference_sizes) for context in row.contexts]
         row.levels = levels
+
+    def _level_of(self, row: Row, step: int) -> Any:
+        is_embedded = self.transformer.config.guidance_embeds
+        return self._level(row.sigmas[step], row.guidance_scale if is_embedded else 1.0)
+
+    def _of_level(self, sigma: float, guidance_scale: float) -> Any:
+        """By one thread, whoever makes it and whoever else computes: what is kept is always the same."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._network.level(sigma, guidance_scale)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _rotary(self, texts: int, size: Size, reference_sizes: tuple[Size, ...]) -> list[Tensor]:
+        made = self._kept.get((texts, size, reference_sizes))
+        if made is None:
+            made = self._of_sequence(texts, size, reference_sizes)
+            if _nbytes(made) <= self._kept.maxsize:
+                self._kept[texts, size, reference_sizes] = made
+        return made
 
     def _of_sequence(self, texts: int, size: Size, reference_sizes: tuple[Size, ...]) -> list[Tensor]:
         positions = [text_positions(texts, self.device), image_positions(0, size, self.device)]
@@ -143,12 +163,14 @@ class Denoiser:
         Source: Flux2KleinPipeline.__call__ and FlowMatchEulerDiscreteScheduler.step, diffusers 0.42.1.
         """
         for row in rows:
-            if not row.levels:
+            if not row.rotary:
                 finished(self.begin(row))
+            if not row.levels:
+                row.levels.append(self._level_of(row, row.step))
         given = self._prepare(tuple(rows))
         sequences = [row for row in rows for _ in row.contexts]
         named = [(row.sigmas[row.step], row.guidance_scale) for row in sequences]
-        levels = {name: row.levels[row.step] for name, row in zip(named, sequences, strict=True)}
+        levels = {name: row.levels[0] for name, row in zip(named, sequences, strict=True)}
         places = {name: i for i, name in enumerate(levels)}
         latents, of = [row.latents for row in sequences], [places[name] for name in named]
         velocities = _guided(rows, self._network.velocities(latents, list(levels.values()), of, given))
@@ -157,6 +179,7 @@ class Denoiser:
         memory.finish(self.device)  # what fails there may fail late; and old latents are freed for all streams
         for row, (estimate, latents_) in zip(rows, moved, strict=True):  # nothing fails from here on
             row.estimate, row.latents, row.step = estimate, latents_, row.step + 1
+            row.levels.popleft()
         if any(row.is_done for row in rows):
             self._rows, self._pass = (), None  # this set does not come again: let its memory go
 
@@ -180,6 +203,10 @@ class Denoiser:
         )
         self._rows, self._pass = rows, made
         return made
+
+
+def _nbytes(parts: list[Tensor]) -> int:
+    return sum(part.nbytes for part in parts)
 
 
 def _places(texts: list[int], both: list[int], outputs: list[int], device: torch.device) -> Tensor:
