@@ -102,7 +102,7 @@ class Denoiser:
         self.device, self.dtype = transformer.device, transformer.dtype
         is_eager = self.device.type == "cpu" and self.dtype == torch.float32 and not is_compiled
         self._network: Network = EagerNetwork(transformer) if is_eager else StockNetwork(transformer)
-        self._level = lru_cache(_LEVELS_KEPT)(self._of_level)
+        self._level = lru_cache(_LEVELS_KEPT)(self._make_level)
         self._kept: LRUCache[Any, list[Tensor]] = LRUCache(_ROTARY_BYTES, getsizeof=_nbytes)
         self._moved = scripted(_moved) if is_eager else _moved
         self._places = scripted(_places) if is_eager else _places
@@ -131,7 +131,7 @@ class Denoiser:
         is_embedded = self.transformer.config.guidance_embeds
         return self._level(row.sigmas[step], row.guidance_scale if is_embedded else 1.0)
 
-    def _of_level(self, sigma: float, guidance_scale: float) -> Any:
+    def _make_level(self, sigma: float, guidance_scale: float) -> Any:
         """By one thread, whoever makes it and whoever else computes: what is kept is always the same."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -191,11 +191,12 @@ class Denoiser:
         texts = [len(context) for _, context in sequences]
         outputs = [len(row.latents) for row, _ in sequences]
         images = [len(row.latents) + len(row.references) for row, _ in sequences]
-        both = [text + image for text, image in zip(texts, images, strict=True)]
+        packing = Packing.of(texts, images, self.device)
+        both = list(packing.lengths)
         rotary = [part for row in rows for part in row.rotary]
         made = Pass(
             Counts(texts, images, both, outputs),
-            Packing.of(texts, images, self.device),
+            packing,
             torch.cat([context for _, context in sequences]),
             [row.references for row, _ in sequences],
             [torch.cat(parts) for parts in zip(*rotary, strict=True)],
