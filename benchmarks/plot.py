@@ -36,6 +36,6 @@ def latency(summary: Summary, file: Path) -> None:
         panel.yaxis.set_minor_formatter("")
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("ms")
-    panels[0].legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(summary["contestants"]), frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -119,7 +119,7 @@ class Config(BaseModel):
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on CPU where it fits
     memory: Literal["auto", "resident", "offload"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA. On a CPU it starts half a minute later
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA. On a CPU it is slower, also to start
     quantize: Literal["none", "fp8"] = "none"  # fp8: CUDA alone, with torchao; pictures differ, see docs/PERF.md
     warm_sizes: Sizes = ()  # drawn by both threads before it is ready: 1024x1024,512x512; none: on CUDA the model's own
     threads: CountOrNone = 0  # torch's threads; 0: all cores that the process may use but one, at least 1
