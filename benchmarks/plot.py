@@ -36,6 +36,7 @@ def latency(summary: Summary, file: Path) -> None:
         panel.yaxis.set_minor_formatter("")
         panel.grid(alpha=0.3, which="both")
     panels[0].set_ylabel("ms")
-    figure.legend(loc="outside lower center", ncols=len(summary["contestants"]), frameon=False)
+    lines, _ = panels[0].get_legend_handles_labels()
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
     figure.savefig(file, dpi=110)
     plt.close(figure)

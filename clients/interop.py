@@ -110,6 +110,13 @@ def install(languages: list[Language]) -> None:
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
     if any(language.uses_npm for language in languages):
+        npm_packages()
+
+
+def npm_packages() -> None:
+    """npm's packages as the lock file has them, unless they are there."""
+    lock, installed = ROOT / "clients" / "package-lock.json", ROOT / "clients" / "node_modules" / ".package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         npm = ["npm", "ci", "--ignore-scripts", "--no-fund", "--no-audit", "--loglevel=error"]
         subprocess.run(npm, cwd=ROOT / "clients", check=True)
 

@@ -243,7 +243,7 @@ LANGUAGES = (
         "browser",
         "tasks.ts",
         "typescript",
-        packages=(NODE, NPM, (None, ("chromium",))),
+        packages=(NODE, NPM, ("chromium", ("chromium",))),
         prepare=_browser_parts,
         check=lambda _: _typescript("browser"),
         compile=_browser,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from clients.interop import generate, install
+from clients.interop import generate, npm_packages
 from clients.languages import LANGUAGES, ROOT
 
 SHIPPED = ROOT / "server" / "kleinserve" / "web" / "playground" / "klein.js"
@@ -23,8 +23,7 @@ OPTIONS = ("--target=es2022", "--log-level=warning", f"--banner:js={LICENCES}")
 def built() -> bytes:
     """The module, built anew."""
     browser = next(language for language in LANGUAGES if language.is_browser)
-    if not (ROOT / "clients" / "node_modules").is_dir():
-        install([browser])
+    npm_packages()
     generate([browser])
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "klein.js"
