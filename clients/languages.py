@@ -243,7 +243,7 @@ LANGUAGES = (
         "browser",
         "tasks.ts",
         "typescript",
-        packages=(NODE, NPM, ("chromium", ("chromium",))),
+        packages=(NODE, NPM, ("/usr/bin/chromium", ("chromium",))),
         prepare=_browser_parts,
         check=lambda _: _typescript("browser"),
         compile=_browser,

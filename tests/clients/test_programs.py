@@ -71,7 +71,7 @@ def test_every_program_does_every_task(language: Language) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
 def test_programs_compile(language: Language) -> None:
-    """Both programs of a language compile against stubs made now, where its toolchain is installed; npm's is."""
+    """Both programs of a language compile against stubs made now, where its toolchain is installed, as npm is here."""
     if language.uses_npm:
         interop.install([language])
     if missing := language.missing():
